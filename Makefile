@@ -1,0 +1,32 @@
+# Each target sets itself up: `make repro` is the first command on a fresh clone.
+# VENV=path reuses an environment of your own, PYTHON=python3.12 chooses the interpreter of a new one.
+VENV ?= .venv
+PYTHON ?= python3
+# absolute, because stages and notebook kernels call python from wherever they are started
+BIN := $(abspath $(VENV))/bin
+export PATH := $(BIN):$(PATH)
+
+.PHONY: repro test lint bench setup
+
+repro: setup
+	@$(BIN)/python -m kd repro
+
+test: setup
+	@$(BIN)/python -m pytest
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/python -m kd lint
+
+bench: setup
+	@$(BIN)/python -m kd bench
+
+setup: $(BIN)/.installed
+
+$(BIN)/.installed: requirements.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+		|| { echo "Python 3.11 or 3.12 is needed: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	@echo "Installing the pinned packages into $(VENV) (a few minutes, once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@

@@ -1,0 +1,53 @@
+"""Knowledge distillation: five papers, one loop.
+
+    import kd
+
+    data = kd.load_data("digits")
+    teacher = kd.build("cnn6x16", classes=10, channels=1)
+    kd.train(teacher, data, kd.Recipe(epochs=20))
+    student = kd.build("cnn3x4", classes=10, channels=1)
+    kd.distill(student, kd.KD(temperature=4), teacher, data, kd.Recipe(epochs=20))
+    print(kd.evaluate(student, data))
+
+Names are looked up when they are first used, so that `import kd` loads torch and little more.
+"""
+
+from importlib import import_module
+
+from kd.distill import distill  # noqa: F401 - at once, lest `kd.distill` be the module
+
+WHERE = {
+    "kd.data": ("Data", "load_data"),
+    "kd.distill": ("Checkpoint", "train"),
+    "kd.errors": ("Problem",),
+    "kd.figures": ("figures",),
+    "kd.methods": ("Curriculum", "Fixed", "Knowledge", "Labels", "Lesson", "Method", "Phase", "Teachers", "make"),
+    "kd.methods.attention": ("AT",),
+    "kd.methods.dml": ("DML",),
+    "kd.methods.factor": ("FT",),
+    "kd.methods.hints": ("FitNet",),
+    "kd.methods.iekd": ("IEDML", "IEKD"),
+    "kd.methods.kd": ("KD",),
+    "kd.methods.kr": ("KR",),
+    "kd.methods.pwkd": ("PWKD",),
+    "kd.methods.rco": ("RCO",),
+    "kd.methods.srm": ("SRM",),
+    "kd.models": ("Output", "Supernet", "Tapped", "build", "complexity", "evaluate", "feature_shapes"),
+    "kd.recipe": ("Recipe",),
+    "kd.source": ("show_source",),
+    "kd.study": ("Study", "load_table"),
+    "kd.teachers": ("Route", "Widths", "train_route", "train_supernet"),
+}
+__all__ = sorted(["distill", *(name for names in WHERE.values() for name in names)])
+_MODULE_OF = {name: module for module, names in WHERE.items() for name in names}
+
+
+def __getattr__(name):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'kd' has no attribute {name!r}")
+    module = import_module(_MODULE_OF[name])
+    return module if name == "figures" else getattr(module, name)
+
+
+def __dir__():
+    return sorted(__all__)

@@ -1,0 +1,276 @@
+"""python -m kd COMMAND: the pipeline's stages and a reader's tools. `python -m kd COMMAND --help` says what each takes."""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from kd.errors import Problem, nearest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def params():
+    from kd.study import parameters_file
+
+    return parameters_file()
+
+
+def command_use(options):
+    """Write params.yaml from profiles/PROFILE.yaml."""
+    profiles = {path.stem: path for path in sorted((ROOT / "profiles").glob("*.yaml"))}
+    if options.profile not in profiles:
+        raise Problem(f"unknown profile {options.profile!r}{nearest(options.profile, profiles)}; there are {', '.join(profiles)}")
+    text, target = profiles[options.profile].read_text(), ROOT / "params.yaml"
+    values = yaml.safe_load(text)
+    if options.archive:
+        archive = Path(options.archive).expanduser()
+        if not archive.exists():
+            raise Problem(f"{archive} does not exist; give --archive the path of a folder or .tar archive of train/CLASS/* and test/CLASS/*")
+        if values["data"]["name"] != "imagefolder":
+            raise Problem(f"profile {options.profile} reads no archive of yours; --archive goes with the imagefolder profiles")
+        quoted = json.dumps(str(archive.resolve()))  # a path may hold what YAML would read as something else
+        text = re.sub(r"(?m)^  (source|watch): \S+", lambda match: f"  {match[1]}: {quoted}", text)
+    elif values["data"]["name"] == "imagefolder":
+        raise Problem(f"profile {options.profile} reads your images: give --archive PATH, a folder or .tar of train/CLASS/* and test/CLASS/*")
+    if target.exists() and target.read_text() != text and target.read_text() not in {p.read_text() for p in profiles.values()}:
+        shutil.copy(target, backup := ROOT / "params.yaml.bak")
+        print(f"Your edited params.yaml is kept as {backup.name}.")
+    from kd.checkpoints import write_atomically
+
+    write_atomically(target, text)
+    print(f"params.yaml now says: profile {options.profile}. Next: make repro (or: dvc repro)")
+    if values["data"]["name"] in ("cifar10", "cifar100"):
+        from kd.fetch import archives
+
+        if not archives()[values["data"]["name"]].path.exists():
+            print(f"First: python -m kd fetch {values['data']['name']}")
+
+
+def command_fetch(options):
+    """Download a raw archive that data.dvc lists, resuming, and verify it."""
+    from kd.fetch import fetch
+
+    fetch(options.name, options.addresses)
+
+
+def command_data(options):
+    """Stage data: the archive as tensors, in one file."""
+    from kd.data import load_data
+
+    values = {k: v for k, v in params()["data"].items() if k != "watch"}
+    data = load_data(values.pop("name"), cache=str(ROOT / "data" / "cache"), **values)
+    data.save(options.out)
+    counts = ", ".join(f"{len(labels)} {split}" for split, labels in data.labels.items())
+    print(f"{options.out}: {counts} images of {'x'.join(map(str, data.image_shape))}, {len(data.classes)} classes")
+
+
+def command_supernet(options):
+    """Stage supernet: nested widths of a network, trained jointly."""
+    from kd.notebooks import report
+    from kd.recipe import Recipe
+    from kd.source import training_md5
+    from kd.study import RESUME, key_of, open_data, use_device
+    from kd.teachers import train_supernet
+
+    values = params()
+    device = use_device()
+    data = open_data(str(ROOT / "data" / f"{values['profile']}.safetensors"), None, 0, device)
+    teacher = values["teacher"]
+    recipe = Recipe.of(values["recipe"]).but(epochs=teacher["epochs"], learning_rate=teacher["learning_rate"])
+    key = key_of({"supernet": [options.network, values["supernet"], teacher], "data": data.md5, "recipe": recipe.as_dict()})
+    resume = RESUME / training_md5(("labels",)) / f"supernet-{key}"
+    more = {"distil_in_place": values["supernet"]["distil_in_place"], "seed": teacher["seed"], "resume": resume, "report": report}
+    accuracy = train_supernet(options.network, data, recipe, tuple(values["supernet"]["widths"]), options.out, **more)
+    shutil.rmtree(resume, ignore_errors=True)
+    for width, found in zip(values["supernet"]["widths"], accuracy, strict=True):
+        print(f"{options.network} at width {width:g}: {found['test']:.2f} % test accuracy")
+
+
+def command_run(options):
+    """Execute a notebook under typed parameters."""
+    from kd import notebooks
+    from kd.parameters import checked, parameters_from
+    from kd.study import forget
+
+    parameters = parameters_from(options.params, options.parameter)
+    checked(notebooks.read(options.notebook), parameters, Path(options.notebook).name)  # before anything is removed
+    environment = {}
+    for name in ("output", "models", "reports"):
+        if getattr(options, name):
+            environment[f"KD_{name.upper()}"] = str(Path(getattr(options, name)).resolve())
+    if options.output:
+        shutil.rmtree(options.output, ignore_errors=True)
+    notebooks.run(options.notebook, options.out, parameters, environment)
+    if options.output:
+        forget(options.output)
+
+
+def command_code(options):
+    """Stage code: every stage's program without prose, for the stages to depend on."""
+    from kd.source import write_programs
+
+    write_programs(options.out)
+
+
+def command_pages(options):
+    """Stage pages: today's prose with the last run's outputs, for every notebook that ran."""
+    from kd.notebooks import weave
+
+    executed, out = Path(options.executed), Path(options.out)
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for run in sorted(executed.glob(f"{notebook.stem}*.ipynb")):
+            weave(notebook, run, out / run.name, notebook.stem.partition("_")[2])
+
+
+def command_search(options):
+    """Choose a method's parameters on validation images, from the grid in searches/METHOD.yaml."""
+    from kd.search import run_search
+
+    table = run_search(options.method, options.out)
+    print(table.drop(columns="keys").to_string(index=False))
+
+
+def command_show(options):
+    """Print the records behind a table's cell."""
+    from kd.tables import show
+
+    print(show(options.table, options.row, options.profile))
+
+
+def command_plan(options):
+    """Say what `dvc repro` would run: runs, epochs, and an estimate of the hours."""
+    from kd.plan import plan
+
+    print(plan())
+
+
+def command_readme(options):
+    """Write the generated parts of README.md from the records, between their markers."""
+    from kd.readme import write_readme
+
+    write_readme(check=options.check)
+
+
+def command_lint(options):
+    """Check that notebooks are committed without outputs and README's numbers are those of the records."""
+    from kd.notebooks import check_clean
+
+    complaints = [line for path in sorted((ROOT / "notebooks").glob("*.ipynb")) for line in check_clean(path)]
+    if complaints:
+        raise Problem("; ".join(complaints))
+
+
+def command_clean(options):
+    """Strip notebooks to the form in which they are committed."""
+    from kd.notebooks import clean, read, write
+
+    for path in options.notebooks:
+        write(path, clean(read(path)))
+
+
+def command_bench(options):
+    """Measure the training step."""
+    from kd.bench import bench
+
+    bench(options)
+
+
+def command_repro(options):
+    """dvc repro, then the tables and where the reports are."""
+    # stages call `python`: it must be this one, also when no environment is activated
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    done = subprocess.run([sys.executable, "-m", "dvc", "repro", *options.targets], cwd=ROOT, env={**os.environ, "PATH": path})
+    if done.returncode:
+        sys.exit(done.returncode)
+    folder = ROOT / "reports" / params()["profile"]
+    print()
+    if (folder / "tables.md").exists():
+        print((folder / "tables.md").read_text())
+    print(f"Reports: {folder.relative_to(ROOT)}/ (executed notebooks, tables.md, results.csv, figures/)")
+
+
+def parser():
+    main = argparse.ArgumentParser(prog="python -m kd", description=__doc__)
+    commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name, function):
+        command = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+        command.set_defaults(function=function)
+        return command
+
+    use = add("use", command_use)
+    use.add_argument("profile")
+    use.add_argument("--archive", help="imagefolder profiles: the folder or archive to read")
+    fetch = add("fetch", command_fetch)
+    fetch.add_argument("name", help="cifar10 or cifar100")
+    fetch.add_argument("--from", dest="addresses", nargs="+", metavar="ADDRESS", help="where from, in order; default: data.dvc's, or KD_MIRRORS")
+    run = add("run", command_run)
+    run.add_argument("notebook")
+    run.add_argument("--out", required=True, help="the executed notebook")
+    run.add_argument("--params", action="append", default=[], metavar="FILE[:SECTION]", help="a YAML mapping of parameters")
+    run.add_argument("-p", dest="parameter", action="append", default=[], metavar="name=value", help="one parameter; wins over --params")
+    for name, what in (("output", "the records"), ("models", "a teacher's route"), ("reports", "tables and figures")):
+        run.add_argument(f"--{name}", metavar="FOLDER", help=f"folder for {what}; default: below scratch/")
+    code = add("code", command_code)
+    code.add_argument("--out", required=True)
+    for name, function in (("data", command_data), ("supernet", command_supernet)):
+        command = add(name, function)
+        if name == "supernet":
+            command.add_argument("network")
+        command.add_argument("--out", required=True)
+    pages = add("pages", command_pages)
+    pages.add_argument("executed", help="folder of executed notebooks")
+    pages.add_argument("--out", required=True)
+    search = add("search", command_search)
+    search.add_argument("method")
+    search.add_argument("--out", help="folder for the table; default: reports/PROFILE/searches")
+    show = add("show", command_show)
+    show.add_argument("table")
+    show.add_argument("row")
+    show.add_argument("--profile", help="default: the one in params.yaml")
+    add("plan", command_plan)
+    readme = add("readme", command_readme)
+    readme.add_argument("--check", action="store_true", help="change nothing; fail if README.md does not hold the records' numbers")
+    add("lint", command_lint)
+    clean = add("clean", command_clean)
+    clean.add_argument("notebooks", nargs="+")
+    repro = add("repro", command_repro)
+    repro.add_argument("targets", nargs="*")
+    bench = add("bench", command_bench)
+    bench.add_argument("--peer", help="a checkout of RepDistiller, whose own loop is then timed beside ours")
+    bench.add_argument("--repeats", type=int, default=5, help="turns")
+    bench.add_argument("--steps", type=int, default=20, help="steps a turn")
+    bench.add_argument("--compile", type=int, default=0, metavar="SECONDS", help="also torch.compile, given up after that long")
+    bench.add_argument("--neutrality", type=int, default=0, metavar="SEEDS", help="also accuracy on the digits, over paired seeds")
+    bench.add_argument("--no-methods", dest="methods", action="store_false", help="leave out the cost of each method's step")
+    bench.add_argument("--reports", metavar="FOLDER", help="where the page, its figure and the CSV go; default: reports/")
+    return main
+
+
+def main():
+    # a stage that DVC or a batch system terminates must stop its workers and kernels as Ctrl-C does
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    options = parser().parse_args()
+    try:
+        options.function(options)
+    except Problem as problem:
+        print(f"kd: {problem}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("kd: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

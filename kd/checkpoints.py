@@ -1,0 +1,136 @@
+"""Files of weights: one safetensors file each, never pickle, written whole or not at all.
+
+Tensors lie in the file's body; everything else (positions, histories, random state) is JSON in its header, under one key, so
+that the same content gives the same bytes.
+"""
+
+import json
+import os
+import shutil
+from hashlib import md5
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from kd.errors import Problem
+
+
+def pack(state):
+    """Split a nest of dicts, lists, tensors and scalars into ({name: tensor}, JSON-able skeleton)."""
+    tensors = {}
+
+    def walk(value, name):
+        if isinstance(value, torch.Tensor):
+            tensors[name] = value.detach().cpu().contiguous()
+            return {"tensor": name}
+        if isinstance(value, dict):
+            # pairs, because JSON would turn an optimizer's integer keys into strings
+            return {"dict": [[k, walk(v, f"{name}/{k}")] for k, v in value.items()]}
+        if isinstance(value, (list, tuple)):
+            return {"list": [walk(v, f"{name}/{i}") for i, v in enumerate(value)], "tuple": isinstance(value, tuple)}
+        return value
+
+    return tensors, walk(state, "")
+
+
+def unpack(tensors, skeleton):
+    """The inverse of `pack`."""
+    if not isinstance(skeleton, dict):
+        return skeleton
+    if "tensor" in skeleton:
+        return tensors[skeleton["tensor"]]
+    if "dict" in skeleton:
+        return {k: unpack(tensors, v) for k, v in skeleton["dict"]}
+    items = [unpack(tensors, v) for v in skeleton["list"]]
+    return tuple(items) if skeleton["tuple"] else items
+
+
+def write_atomically(path, content):
+    """Write bytes or text so that `path` holds either its old content or all of the new one, even after a kill -9."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = content.encode() if isinstance(content, str) else content
+    if shutil.disk_usage(path.parent).free < len(content) + 2**20:
+        raise Problem(f"{path}: too little disk for {len(content) / 2**20:.1f} MiB; free some and go on with the same command")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_state(path, state, **about):
+    """Save a nest of tensors and JSON values. `about` says what it is (network=, data=, ...) and is checked when loading."""
+    tensors, skeleton = pack(state)
+    header = json.dumps({"about": about, "state": skeleton}, sort_keys=True)
+    # tensors that share memory cannot be saved twice by safetensors; a clone is cheap and always right
+    seen = set()
+    for name, tensor in tensors.items():
+        pointer = tensor.data_ptr()
+        if tensor.numel() and pointer in seen:
+            tensors[name] = tensor.clone()
+        seen.add(pointer)
+    write_atomically(path, save(tensors, metadata={"kd": header}))
+
+
+def load_state(path, device="cpu", **expected):
+    """The state saved at `path`, its tensors on `device`.
+
+    Raises Problem in one line when the file is missing, truncated, no file of ours, or when what `expected` asks for
+    (network="resnet20", ...) is not what the file says of itself.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            header = json.loads((file.metadata() or {})["kd"])
+            check_about(path, header["about"], expected)
+            return unpack({name: file.get_tensor(name) for name in file.keys()}, header["state"])
+    except FileNotFoundError:
+        raise Problem(f"{path} is missing; run the stage that makes it (`dvc repro`)") from None
+    except (SafetensorError, ValueError) as error:
+        raise Problem(f"{path} is truncated or damaged ({error}); delete it and run `dvc repro` again") from None
+    except KeyError:
+        raise Problem(f"{path} is a safetensors file, but not one that kd wrote; give one that kd saved") from None
+
+
+def about(path):
+    """What a file says of itself, without reading its tensors. Raises Problem as `load_state` does."""
+    try:
+        with safe_open(Path(path), framework="pt") as file:
+            return json.loads(file.metadata()["kd"])["about"]
+    except FileNotFoundError:
+        raise Problem(f"{path} is missing; run the stage that makes it (`dvc repro`)") from None
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise Problem(f"{path} is not a whole file of kd's ({error}); delete it and run `dvc repro` again") from None
+
+
+def check_about(path, found, expected):
+    """Raise Problem unless every expected entry stands in `found`."""
+    for key, value in expected.items():
+        if found.get(key) != value:
+            raise Problem(f"{path} is of {key} {found.get(key)!r}, not {value!r}; give the matching file or setting")
+
+
+def load_weights(network, weights, path):
+    """`network.load_state_dict` with a one-line Problem when the weights are another network's."""
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).split("\n")[1].strip() if "\n" in str(error) else str(error)
+        raise Problem(f"{path}: the weights do not fit {type(network).__name__} ({reason[:150]})") from None
+    return network
+
+
+def file_md5(path):
+    """The md5 of a file's bytes, in hexadecimal."""
+    digest = md5()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,100 @@
+"""Every plot that more than one notebook draws. Each returns its figure; none saves it."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+# colour-blind safe (Okabe and Ito), in the order in which things are usually named
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+
+
+def style():
+    """The notebooks' common look; call it once, in the first cell."""
+    plt.rcParams.update(
+        {
+            "figure.dpi": 80,
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "axes.prop_cycle": plt.cycler(color=COLOURS),
+            "font.size": 10,
+            "legend.frameon": False,
+            "image.cmap": "gray",
+        }
+    )
+
+
+def images(tensor, titles=None, columns=10, scale=0.9):
+    """A grid of images. tensor: (N, C, H, W), uint8 or float of any range (stretched to its own); titles: N strings."""
+    tensor = tensor.float()
+    rows = -(-len(tensor) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * scale, rows * (scale + (0.25 if titles else 0))), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    low, high = tensor.min(), tensor.max()
+    for index, (axis, image) in enumerate(zip(axes.flat, tensor, strict=False)):
+        picture = ((image - low) / (high - low + 1e-12)).permute(1, 2, 0).squeeze(-1)
+        axis.imshow(picture.cpu().numpy(), vmin=0, vmax=1)
+        if titles:
+            axis.set_title(str(titles[index]), fontsize=8)
+    return figure
+
+
+def curves(series, xlabel="epoch", ylabel="test accuracy (%)", ax=None, marks=()):
+    """Lines over epochs. series: {label: array (seeds, epochs) or (epochs,)}; several seeds show as mean and range.
+
+    marks: x positions of vertical lines (starts of lessons, steps of the learning rate).
+    """
+    if ax is None:
+        _, ax = plt.subplots(figsize=(6.4, 3.4))
+    for position in marks:
+        ax.axvline(position, color="0.8", linewidth=0.8, zorder=0)
+    for label, values in series.items():
+        values = np.atleast_2d(np.asarray(values, dtype=float))
+        x = np.arange(1, values.shape[1] + 1)
+        (line,) = ax.plot(x, values.mean(0), label=label)
+        if len(values) > 1:
+            ax.fill_between(x, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    if any(series):
+        ax.legend(fontsize=8)
+    return ax.figure
+
+
+def table_figure(lines, title=""):
+    """A dot and its 95 % interval a row, one panel a pair; the reported value, where known, as an open diamond.
+
+    lines: the DataFrame of kd.records.summary. Reported values belong to other data, so they get an axis of their own on top.
+    """
+    pairs = list(lines["pair"].unique())
+    rows = max((lines["pair"] == pair).sum() for pair in pairs) if pairs else 1
+    count = max(len(pairs), 1)
+    figure, axes = plt.subplots(count, 1, figsize=(6.8, count * (0.9 + 0.32 * rows)), squeeze=False)
+    for ax, pair in zip(axes[:, 0], pairs, strict=True):
+        here = lines[(lines["pair"] == pair) & (lines["n"] > 0)].reset_index(drop=True)
+        y = np.arange(len(here))[::-1]
+        colours = {"better": COLOURS[2], "worse": COLOURS[1]}
+        for position, line in zip(y, here.to_dict("records"), strict=True):
+            colour = colours.get(line["verdict"], "0.25")
+            ax.errorbar(line["mean"], position, xerr=np.nan_to_num(line["interval"]), fmt="o", color=colour, capsize=3, markersize=5)
+        ax.set_yticks(y, here["row"])
+        ax.set_ylim(-0.6, len(here) - 0.4)
+        ax.set_xlabel("top-1 accuracy on test, ours (%)")
+        ax.grid(axis="y", visible=False)
+        reported = pd.to_numeric(here["reported"], errors="coerce")  # "+2.14 over KD" has no place on the axis
+        if reported.notna().any():
+            other = ax.twiny()
+            other.plot(reported, y, "D", color=COLOURS[3], markerfacecolor="none", markersize=6)
+            other.set_xlabel("reported (%), diamonds", color=COLOURS[3], fontsize=9)
+            other.tick_params(axis="x", colors=COLOURS[3])
+            other.grid(visible=False)
+            other.spines["top"].set_visible(True)
+        if len(pairs) > 1:
+            ax.set_title(pair, fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure

@@ -1,0 +1,225 @@
+"""RCO: learn along the teacher's route (Jin et al., ICCV 2019, arXiv 1904.09149).
+
+A curriculum. The teacher saved its weights along its own training, C_1 .. C_N, the last one converged. The student learns
+from an early state first and goes on, with the weights it has, to later and harder ones (the anchors), until the converged one:
+
+    RCO("one-stage") * KD()          L = H_S + lambda KL(P_anchor || P_student), anchor by anchor
+
+Strategies, with the names of the paper's Table 7:
+    one-stage    EEI, equal epoch intervals: the whole route inside the student's normal epochs and learning-rate schedule.
+                 Paper: an anchor every M_gap = 10 of 240 teacher epochs, so 24 anchors.
+    multi-stage  EEI-n: n anchors, each with a full schedule of its own. Give n times the epochs (a row's `epochs: n`);
+                 a lesson gets epochs / n.
+    greedy       GS, Algorithm 2: after a lesson on anchor i, with H_j the divergence between the student and state j on
+                 held-out images and r_j = (H_j - H_i) / H_i, walk j = i+1, i+2, .. and stop at the first r_j > delta;
+                 the next anchor is j - 1, the last state that is still easy enough, or N if no r_j is too large.
+
+Readings and deviations, all of them:
+ * The algorithm is taken as printed: `while j < N` never tests the last state. As printed it also returns i when state
+   i+1 is already too hard, and would stand still; then we go on to i+1.
+ * H is the mean over images of KL(teacher || student) at temperature 1, in nats; `direction` and `temperature` change that.
+   The paper says only "KL-type". r does not depend on H's scale. The images are the validation split's: train images that
+   neither network learns from.
+ * The first anchor of the greedy search is not public: `first` is a fixed early state (default: the first one saved), or
+   "search": the same search with the untrained student, as if it came from state 1.
+ * Every anchor of multi-stage and greedy has the learning rate's schedule anew, which fits the paper's total epochs.
+ * With the greedy search the number of lessons is not known beforehand. A lesson has epochs / `lessons` epochs.
+   within_budget=True, ours: at most `lessons` lessons, the last one, on the converged teacher, takes all that is left, so
+   that the total is `epochs`. within_budget=False, the paper's: lessons of that length until the converged teacher
+   has been learnt from, however many that takes; the record counts them.
+ * lambda and the loss's temperature are not public. They are KD's: `KD(alpha=1, temperature=1, label_weight=1)` is the
+   formula above to the letter; tables use it where they say so, else KD's own defaults for KD and RCO alike.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from kd.errors import Problem, nearest
+from kd.methods import Curriculum, Lesson, freeze, split_epochs, state_at, teacher_epochs
+
+STRATEGIES = ("one-stage", "multi-stage", "greedy")
+DIRECTIONS = ("teacher to student", "student to teacher")
+PAPER_ANCHORS = 24  # 240 teacher epochs / M_gap 10 (Table 7)
+
+
+def divergence(student_log, teacher_log, direction="teacher to student"):
+    """H: mean KL over images, in nats, >= 0; 0 when both agree.
+
+    student_log, teacher_log: (N, classes) log-probabilities. direction: "teacher to student" is
+    sum_c p_t (log p_t - log p_s), "student to teacher" the other way round.
+    """
+    if direction == "student to teacher":
+        student_log, teacher_log = teacher_log, student_log
+    return F.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True)
+
+
+def equal_intervals(epochs, count):
+    """The numbers (from 0) of `count` states at equal epoch intervals, ending at the last one.
+
+    epochs: the epoch of each saved state, increasing. Each anchor is the state saved nearest to its epoch, the earlier on a
+    tie. Raises Problem when the states are too few or lie too unevenly for `count` different anchors.
+    """
+    places = [k * epochs[-1] / count for k in range(1, count + 1)]
+    chosen = [min(range(len(epochs)), key=lambda i: (abs(epochs[i] - place), i)) for place in places]
+    if len(set(chosen)) < count:
+        raise Problem(
+            f"rco.anchors: {count} equal intervals do not fall on different states of the {len(epochs)} saved; ask for "
+            "fewer anchors, or save the route more often (teacher.every)"
+        )
+    return chosen
+
+
+def greedy_anchor(H, current, states, delta):
+    """Algorithm 2 as printed, with states numbered from 0: the last state after `current` that is still easy enough.
+
+    H: state number -> divergence; called only for the states that the search looks at. delta: the relaxation factor, > 0.
+    Returns `current` itself when the very next state is too hard. The last state is never tested.
+    """
+    j = current + 1
+    while j < states - 1:
+        # (H_j - H_i) / H_i > delta, written so that H_i = 0 does no harm
+        if H(j) - H(current) > delta * H(current):
+            return j - 1
+        j += 1
+    return states - 1
+
+
+class RCO(Curriculum):
+    """Lessons along the teacher's route.
+
+    strategy: "one-stage" (default: the paper's at equal epochs), "multi-stage" or "greedy".
+    anchors: how many, for one-stage and multi-stage. None: 24, the paper's, or as many as states and epochs allow if fewer;
+        multi-stage: 4, the paper's best of 2, 3, 4.
+    delta: greedy's relaxation factor, > 0; 0.8 is the paper's for MobileNetV2.
+    first: greedy's first anchor: a whole number is the state's (0 is the first saved one, the default), a fraction a share
+        of the teacher's epochs, "search" looks for it with the untrained student.
+    lessons: greedy's lessons are epochs / lessons long; 3, as the paper's 720 epochs are 3 x 240.
+    within_budget: greedy never trains longer than `epochs` (True), or until it is done (False, the paper's).
+    temperature: > 0, of the divergence H. direction: of H, "teacher to student" or "student to teacher".
+    images: held-out images for H at most, drawn once; 10,000 as for the paper's Figure 3.
+    trace: keep, in the record of every lesson, H of the student against every state of the route (the paper's Figure 3).
+        Without a validation split there is nothing to keep, and the greedy search raises Problem.
+
+    Every lesson's info has teacher_epoch, after the lesson `divergence`, a list with H of each state (None: not looked at), and
+    with greedy `next_by_search`, the teacher epoch of the anchor that the search asks for (the budget may say otherwise).
+    """
+
+    def __init__(
+        self,
+        strategy="one-stage",
+        anchors=None,
+        delta=0.8,
+        first=0,
+        lessons=3,
+        within_budget=True,
+        temperature=1.0,
+        direction="teacher to student",
+        images=10_000,
+        trace=True,
+    ):
+        for name, value, known in (("strategy", strategy, STRATEGIES), ("direction", direction, DIRECTIONS)):
+            if value not in known:
+                raise Problem(f"rco.{name}: unknown {value!r}{nearest(value, known)}; known: {', '.join(known)}")
+        for name, value in (("delta", delta), ("temperature", temperature)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise Problem(f"rco.{name}: {value!r} must be a number above 0")
+        for name, value in (("anchors", anchors), ("lessons", lessons), ("images", images)):
+            if not (name == "anchors" and value is None) and (type(value) is not int or value < 1):
+                raise Problem(f"rco.{name}: {value!r} must be a whole number, 1 or more")
+        fine = first == "search" or (type(first) is int and first >= 0) or (type(first) is float and 0 < first < 1)
+        if not fine:
+            raise Problem(f"rco.first: {first!r} must be a state's number from 0, a share between 0 and 1, or 'search'")
+        self.strategy, self.anchors, self.delta, self.first = strategy, anchors, delta, first
+        self.lessons, self.within_budget = lessons, within_budget
+        self.temperature, self.direction, self.images, self.trace = temperature, direction, images, trace
+        self.route, self.teacher_logs = None, {}
+
+    def next(self, done, epochs, teachers, student, data):
+        route = teachers["route"]
+        if len(route) < 2:
+            raise Problem("RCO needs a route of several teacher states, and this one has a single state; save more (teacher.every)")
+        H, seen = self.prepare_for(route).measured(student, data)
+        if done and self.trace and len(data.labels["validation"]):
+            for state in range(len(route)):
+                H(state)
+        lesson = self.greedy(done, epochs, H) if self.strategy == "greedy" else self.interval(done, epochs)
+        holder = done[-1] if done else lesson
+        if seen:
+            holder.info["divergence" if done else "divergence_untrained"] = [seen.get(i) for i in range(len(route))]
+        return lesson
+
+    def prepare_for(self, route):
+        """Forget what was known of another route."""
+        if route is not self.route:
+            self.route, self.teacher_logs = route, {}
+        return self
+
+    def lesson(self, state, epochs, restart):
+        epoch = teacher_epochs(self.route)[state]
+        info = {"teacher_epoch": epoch}
+        return Lesson("route", (state,), epochs, restart, name=f"anchor at teacher epoch {epoch}", info=info)
+
+    def interval(self, done, epochs):
+        """The lesson after `done` for equal epoch intervals."""
+        states, count = teacher_epochs(self.route), self.anchors
+        if count is None:
+            count = min(PAPER_ANCHORS if self.strategy == "one-stage" else 4, len(states), epochs)
+        if count > len(states):
+            raise Problem(f"rco.anchors: {count} anchors, but the route has {len(states)} states; ask for fewer, or lower teacher.every")
+        plan = list(zip(equal_intervals(states, count), split_epochs(epochs, [1] * count, "rco.anchors"), strict=True))
+        if len(done) == len(plan):
+            return None
+        return self.lesson(*plan[len(done)], restart=self.strategy == "multi-stage")
+
+    def greedy(self, done, epochs, H):
+        """The lesson after `done` for the greedy search."""
+        last, length = len(self.route) - 1, epochs // self.lessons
+        if length < 1:
+            raise Problem(f"rco.lessons: {epochs} epochs do not make {self.lessons} lessons; raise epochs or lower rco.lessons")
+        if done and done[-1].indices[0] == last:
+            return None
+        if done:
+            current = done[-1].indices[0]
+            state = max(current + 1, greedy_anchor(H, current, last + 1, self.delta))
+            done[-1].info["next_by_search"] = teacher_epochs(self.route)[state]
+        elif self.first == "search":
+            state = greedy_anchor(H, 0, last + 1, self.delta)
+        else:
+            state = self.first if type(self.first) is int else state_at(self.route, self.first)
+            if state > last:
+                raise Problem(f"rco.first: state {state}, but the route's {last + 1} states are 0 to {last}")
+        if self.within_budget and (state == last or len(done) == self.lessons - 1):
+            state, length = last, epochs - sum(lesson.epochs for lesson in done)
+        return self.lesson(state, length, restart=True)
+
+    def measured(self, student, data):
+        """(H, seen): H(state) is the student's divergence from a state of the route; seen remembers what was asked."""
+        seen, mine = {}, None
+
+        def H(state):
+            nonlocal mine
+            if state not in seen:
+                if state not in self.teacher_logs:
+                    device = next(student.parameters()).device
+                    self.teacher_logs[state] = self.log_probabilities(freeze(self.route[state]).to(device), data)
+                mine = self.log_probabilities(student, data) if mine is None else mine
+                seen[state] = float(divergence(mine, self.teacher_logs[state], self.direction))
+            return seen[state]
+
+        return H, seen
+
+    @torch.no_grad()
+    def log_probabilities(self, network, data):
+        """(N, classes) float64 of a network on the held-out images, in eval mode, on the CPU."""
+        count = len(data.labels["validation"])
+        if not count:
+            raise Problem("the greedy search needs held-out images, and the validation split is empty; set data.validation")
+        kept = torch.zeros(count, dtype=torch.bool)
+        kept[torch.randperm(count, generator=torch.Generator().manual_seed(0))[: self.images]] = True
+        was_training, parts = network.training, []
+        network.eval()
+        for batch in data.chunks("validation", 2000):
+            logits = network(batch.images[kept.to(batch.index.device)[batch.index]]).logits
+            parts.append(F.log_softmax(logits.double().cpu() / self.temperature, dim=1))
+        network.train(was_training)
+        return torch.cat(parts)

@@ -1,0 +1,59 @@
+"""README.md's numbers, written from the committed reports between markers: `python -m kd readme`."""
+
+import re
+from pathlib import Path
+
+from kd import checkpoints
+from kd.errors import Problem, nearest
+from kd.records import markdown_body, plus_minus, summary
+from kd.study import ROOT, load_table
+from kd.tables import read_results
+
+MARKER = re.compile(r"<!-- (table|number|gain|answer):(.+?) -->(.*?)<!-- end -->", re.DOTALL)
+
+
+def filled(text, runs):
+    """`text` with what stands between its markers written anew from the DataFrame `runs`. Unknown names raise Problem.
+
+    <!-- table:NAME --> a table <!-- end -->          <!-- number:NAME/ROW -->93.10 ± 0.40<!-- end -->
+    <!-- answer:combined --> sentences <!-- end -->   <!-- gain:NAME/ROW -->+1.20 ± 0.30<!-- end -->, against the table's baseline
+    """
+
+    def content(match):
+        kind, name = match[1], match[2]
+        if kind == "answer":
+            from kd import effects
+
+            if name != "combined":
+                raise Problem(f"README.md: {match[0].splitlines()[0]}: only the combined study has an answer; write answer:combined")
+            return "\n\n" + "".join(f"- {sentence}\n" for sentence in effects.answer(effects.accuracies(runs))) + "\n"
+        name, _, row = name.partition("/") if kind != "table" else (name, "", "")
+        table = load_table(name)
+        lines = summary(runs, table)
+        if kind == "table":
+            return f"\n\n{markdown_body(lines, table)}\n"
+        if row not in set(lines["row"]):
+            raise Problem(f"README.md: table {name} has no row {row!r}{nearest(row, lines['row'])}")
+        line = lines[lines["row"] == row].iloc[0]
+        if kind == "gain":
+            return plus_minus(line["difference"], line["difference_interval"], sign=True)
+        return plus_minus(line["mean"], line["interval"])
+
+    if stray := text.count("<!-- end -->") - len(MARKER.findall(text)):
+        raise Problem(f"README.md: {abs(stray)} `<!-- end -->` too many or without a marker that is known: table, number, gain, answer")
+    return MARKER.sub(lambda match: f"<!-- {match[1]}:{match[2]} -->{content(match)}<!-- end -->", text)
+
+
+def write_readme(check=False, readme=None, results=None):
+    """Fill README.md's markers from the committed reports of the default profile; with `check`, raise Problem where they differ."""
+    readme, results = Path(readme or ROOT / "README.md"), Path(results or ROOT / "reports" / "digits" / "results.csv")
+    if not readme.exists():
+        raise Problem(f"{readme} is missing")
+    text = readme.read_text()
+    new = filled(text, read_results(results))
+    if check and new != text:
+        pairs = zip(MARKER.finditer(text), MARKER.finditer(new), strict=True)
+        drifted = [f"{old[1]}:{old[2]}" for old, now in pairs if old[3] != now[3]]
+        raise Problem(f"README.md differs from {results.name} at {', '.join(drifted)}; run `python -m kd readme`")
+    if not check and new != text:
+        checkpoints.write_atomically(readme, new)

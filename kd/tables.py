@@ -1,0 +1,238 @@
+"""Tables of the whole study: laid out, written to reports/, shown cell by cell, planned, and copied into README.md."""
+
+import io
+import json
+import os
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+
+from kd import checkpoints
+from kd.errors import Problem, nearest
+from kd.records import (
+    COLUMNS,
+    frame,
+    grid_of,
+    markdown,
+    plus_minus,
+    read_records,
+    summary,
+)
+from kd.study import ROOT, load_table, parameters_file
+
+# the stages that run tables, in the order in which the methods are taught; each stage is a notebook's
+STAGES = {
+    "kd": "Knowledge distillation",
+    "kr": "KR: knowledge representing",
+    "srm": "SRM: sparse representation matching",
+    "rco": "RCO: route constrained optimization",
+    "iekd": "IE-KD: inheritance and exploration",
+    "pwkd": "PWKD: partial to whole",
+    "combined": "All methods, and all together",
+}
+
+
+def stage_of(table):
+    """The stage that runs a table: its paper's; what belongs to no single paper is the combined study's."""
+    paper = table.get("paper", "").lower().replace("-", "")
+    return paper if paper in STAGES else "combined"
+
+
+@cache
+def names():
+    """Every table's name, in the order in which the methods are taught, each paper's main one first."""
+    found = [path.stem for path in (ROOT / "tables").glob("*.yaml")]
+    places = {name: list(STAGES).index(stage_of(load_table(name))) for name in found}
+    first = ("main", "common", "headline")
+    return sorted(found, key=lambda name: (places[name], not name.endswith(first), name))
+
+
+def display(name, runs):
+    """The table `name` from the records `runs` (a DataFrame of Study.run), as a rendered Markdown cell."""
+    from IPython.display import Markdown
+
+    table = load_table(name)
+    return Markdown(markdown(summary(runs, table), table))
+
+
+def lines_of(name, runs):
+    """The table's summary: see kd.records.summary."""
+    return summary(runs, load_table(name))
+
+
+def say(line, baseline="KD"):
+    """One sentence on a line of a summary, from its numbers alone."""
+    if not line["n"] or pd.isna(line["difference"]):
+        return f"{line['row']}: {plus_minus(line['mean'], line['interval'])} %, nothing to compare it with."
+    gap = plus_minus(line["difference"], line["difference_interval"], sign=True)
+    meaning = {
+        "better": "better, by more than its interval",
+        "worse": "worse, by more than its interval",
+        "no difference": "no difference: the interval covers zero",
+        "not after correction": "no claim: the interval excludes zero, but not after Holm's correction",
+        "too few runs": "no claim: too few runs",
+    }[line["verdict"]]
+    return f"{line['row']} against {baseline}: {gap} points over {line['pairs']:.0f} paired seeds: {meaning}."
+
+
+def said(name, runs):
+    """`say` for every row but the baseline, as a Markdown list for a notebook."""
+    from IPython.display import Markdown
+
+    table = load_table(name)
+    lines = summary(runs, table)
+    chosen = lines[lines["difference"].notna()].to_dict("records")
+    return Markdown("\n".join(f"- {say(line, table.get('baseline', 'KD'))}" for line in chosen))
+
+
+def everything(profile=None):
+    """(DataFrame of all rows of all stages, {key: record}) of a profile's records under runs/."""
+    folder = ROOT / "runs" / (profile or parameters_file()["profile"])
+    known, rows = {}, []
+    for stage in sorted(path.parent for path in folder.glob("*/rows.json")):
+        known |= {record["key"]: record for record in read_records(stage)}
+        rows += json.loads((stage / "rows.json").read_text())
+    if not rows:
+        raise Problem(f"runs/{folder.name} holds no records; run `make repro` (or `dvc repro`) first")
+    unique = {(row["table"], row["row"], row["pair"], row["seed"]): row for row in rows}
+    return frame([known[row["key"]] | row for row in unique.values() if row["key"] in known], folder.name), known
+
+
+# --- reports/
+
+
+def read_results(path):
+    """results.csv as a DataFrame; pandas.read_csv(path, dtype={"key": str}) is all it does."""
+    if not Path(path).exists():
+        raise Problem(f"{path} is missing; run `make repro` (or `dvc repro`) first")
+    return pd.read_csv(path, dtype={"key": str}, keep_default_na=False, na_values=[""])
+
+
+def reports_folder(profile=None):
+    """Where reports go: what the pipeline says (KD_REPORTS), else scratch/, which nothing depends on."""
+    return Path(os.environ.get("KD_REPORTS") or ROOT / "scratch" / (profile or parameters_file()["profile"]) / "reports")
+
+
+def small_png(figure, colours=24):
+    """A figure as the bytes of a PNG with a palette: a third of the size, and plots have few colours."""
+    whole, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(whole, format="png", dpi=80, metadata={"Software": None})
+    image = Image.open(whole).convert("RGB").quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    image.save(small, format="PNG", optimize=True)
+    return small.getvalue()
+
+
+def write_reports(folder=None, profile=None):
+    """Write results.csv, tables.md and a figure a table into `folder`. Returns the DataFrame of all runs.
+
+    The tables are laid out from results.csv as written, rounding included, so that whoever reads that file gets the same numbers.
+    """
+    from matplotlib import pyplot as plt
+
+    from kd import effects, figures
+
+    profile = profile or parameters_file()["profile"]
+    folder = Path(folder or reports_folder(profile))
+    runs, _ = everything(profile)
+    runs = runs.sort_values(["table", "pair", "row", "seed"], kind="stable")
+    checkpoints.write_atomically(folder / "results.csv", runs.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    runs = read_results(folder / "results.csv")
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for old in (folder / "figures").glob("*.png"):
+        old.unlink()
+
+    def save(figure, name, colours=24):
+        checkpoints.write_atomically(folder / "figures" / f"{name}.png", small_png(figure, colours))
+        plt.close(figure)
+        return f"\n![{name}](figures/{name}.png)\n"
+
+    def section(name):
+        table = load_table(name)
+        lines = summary(runs, table)
+        body = markdown(lines, table)
+        accuracy = effects.accuracies(runs) if name == "combined" and lines["n"].any() else None
+        if accuracy is not None and "kd" in accuracy:
+            body += "\n**In words**, computed from these numbers:\n\n" + "".join(f"- {text}\n" for text in effects.answer(accuracy))
+            body += save(effects.heat_map(accuracy), name, 160)
+        elif lines["n"].any():
+            body += save(figures.table_figure(lines), name)
+        return f'<a id="{name}"></a>\n\n{body}'
+
+    with plt.rc_context():
+        figures.style()
+        sections = {name: section(name) for name in names()}
+    checkpoints.write_atomically(folder / "tables.md", page(profile, runs, sections))
+    return runs
+
+
+def page(profile, runs, sections):
+    """tables.md: contents, sections {table name: Markdown}, columns of results.csv."""
+    text = [f"# Every table: {profile}\n"]
+    text.append(
+        f"Generated from the records of {runs['key'].nunique()} runs; do not edit. `python -m kd show TABLE ROW` prints the records behind a "
+        "row, e.g. `python -m kd show kd_main KD`. A difference counts as better or worse only if its interval excludes zero and "
+        "Holm's correction, for all comparisons of its table, leaves it below 5 %.\n"
+    )
+    for stage, title in STAGES.items():
+        mine = [name for name in sections if stage_of(load_table(name)) == stage]
+        if mine:
+            text.append(f"- **{title}**")
+            text += [f"  - [{load_table(name)['title']}](#{name})" for name in mine]
+    text.append("- [Columns of results.csv](#columns)\n")
+    for stage, title in STAGES.items():
+        mine = [name for name in sections if stage_of(load_table(name)) == stage]
+        if mine:
+            text += [f"## {title}\n", *(sections[name] for name in mine)]
+    text.append('<a id="columns"></a>\n\n## Columns of results.csv\n')
+    text.append("One line a run and row; a run that several tables share stands there once for each.\n")
+    text.append('```python\nruns = pandas.read_csv("results.csv")\n```\n')
+    text.append(grid_of(["column", "meaning"], COLUMNS.items()) + "\n")
+    return "\n".join(text)
+
+
+# --- python -m kd show
+
+
+def show(table, row, profile=None):
+    """The records behind a row as text: what ran, with which parameters, teacher, data and versions, and what came out.
+
+    Without records, as on a fresh clone, what the committed reports/PROFILE/results.csv knows. Raises Problem when that is nothing.
+    """
+    profile = profile or parameters_file()["profile"]
+    definition = load_table(table)
+    rows = [r["row"] for r in definition["rows"]]
+    if row not in rows:
+        raise Problem(f"table {table} has no row {row!r}{nearest(row, rows)}; it has {', '.join(map(repr, rows))}")
+    if reason := next(r for r in definition["rows"] if r["row"] == row).get("not_run"):
+        raise Problem(f"{table}, {row!r} is not run: {reason}")
+    try:
+        runs, known = everything(profile)
+    except Problem:
+        runs, known = read_results(ROOT / "reports" / profile / "results.csv"), {}
+    here = runs[(runs["table"] == table) & (runs["row"] == row)].sort_values(["pair", "seed"])
+    if not len(here):
+        raise Problem(f"{table}, {row!r} has no records in profile {profile}; run `dvc repro {stage_of(definition)}`")
+    out = []
+    for pair, group in here.groupby("pair", sort=False):
+        first = group.iloc[0]
+        out.append(f"{table} / {row} / {pair} (profile {profile})")
+        out.append(f"  method      {first['method']}")
+        if record := known.get(first["key"]):
+            run = record["run"]
+            for name, values in run["parameters"].items():
+                if values:
+                    out.append(f"  {name:<11} " + ", ".join(f"{k}={v}" for k, v in values.items()))
+            out.append("  recipe      " + ", ".join(f"{k}={v}" for k, v in run["recipe"].items()))
+            out.append("  teacher     " + (", ".join(f"{run['teacher']} {k} md5 {v}" for k, v in run["teacher_md5"].items()) or "none"))
+            out.append("  versions    " + ", ".join(f"{k} {v}" for k, v in record["versions"].items()))
+        else:
+            out.append(f"  teacher     md5 {first['teacher_md5']}" if pd.notna(first["teacher_md5"]) else "  teacher     none")
+            out.append(f"  (from reports/{profile}/results.csv; parameters, curves and versions come with runs/: `dvc pull` or `make repro`)")
+        out.append(f"  data        {first['data']}, md5 {first['data_md5']}")
+        out.append("  seed  epochs  top1_last  top1_val  top1_best_test  key")
+        for line in group.to_dict("records"):
+            numbers = f"{line['top1_last']:9.2f}  {line['top1_val']:8.2f}  {line['top1_best_test']:14.2f}"
+            out.append(f"  {line['seed']:4d}  {line['epochs']:6d}  {numbers}  {line['key']}")
+    return "\n".join(out)

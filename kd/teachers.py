@@ -1,0 +1,168 @@
+"""Teachers: a converged network, the route it took (its weights along training), or nested sub-networks of growing width.
+
+A route and a supernet are each one safetensors file that every later stage shares; the file is part of a result, so its md5
+goes into every record.
+"""
+
+import copy
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from kd import checkpoints
+from kd.distill import Checkpoint, run_phase, train
+from kd.errors import Problem
+from kd.methods import Learner, Phase
+from kd.methods.kd import softened_divergence
+from kd.models import Supernet, build, evaluate
+
+
+class Route:
+    """A teacher's saved states in the order of its training, the converged one last.
+
+    route[i] is the network with the weights of state i (a network of its own, in eval mode); len(route) states.
+    epochs: the epoch after which each state was saved; accuracy: [{"validation": %, "test": %}] of each.
+    """
+
+    def __init__(self, path, device="cpu", **expected):
+        self.path = Path(path)
+        self.about = checkpoints.about(path)
+        state = checkpoints.load_state(path, device, kind="route", **expected)
+        self.states, self.epochs, self.accuracy = state["states"], state["epochs"], state["accuracy"]
+        self.network = build(self.about["network"], self.about["classes"], self.about["channels"]).to(device)
+
+    def __len__(self):
+        return len(self.states)
+
+    def __iter__(self):
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index):
+        if not -len(self) <= index < len(self):
+            raise Problem(f"state {index} of the route: {self.path} has {len(self)}; save more with teacher.every or ask for fewer")
+        return checkpoints.load_weights(copy.deepcopy(self.network), self.states[index], self.path).eval()
+
+
+class Widths:
+    """The sub-networks of a supernet, narrow to whole; widths[i] is a network of its own with width i active."""
+
+    def __init__(self, path, device="cpu", **expected):
+        self.path = Path(path)
+        self.about = checkpoints.about(path)
+        state = checkpoints.load_state(path, device, kind="supernet", **expected)
+        plain = build(self.about["network"], self.about["classes"], self.about["channels"])
+        self.widths, self.accuracy = self.about["widths"], state["accuracy"]
+        self.network = checkpoints.load_weights(Supernet(plain, self.widths).to(device), state["weights"], path)
+
+    def __len__(self):
+        return len(self.widths)
+
+    def __iter__(self):
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index):
+        if not -len(self) <= index < len(self):
+            raise Problem(f"width {index}: {self.path} has {len(self)} widths {self.widths}")
+        network = copy.deepcopy(self.network)
+        network.select(index % len(self))
+        return network.eval()
+
+
+def train_route(name, data, recipe, every, path, seed=0, resume=None, report=None):
+    """Train the network called `name` on the labels and save its route: the weights every `every` epochs, and the converged ones.
+
+    data: kd.data.Data on the device to train on. path: the safetensors file to write, whole or not at all.
+    resume: folder for the states reached so far; a run stopped at any instant goes on from there to the same bits.
+    Returns the kd.distill.Result. Raises Problem when `every` does not lie in 1..epochs.
+    """
+    if not 1 <= every <= recipe.epochs:
+        raise Problem(f"teacher.every: {every} must lie between 1 and the teacher's {recipe.epochs} epochs")
+    about = {"network": name, "classes": len(data.classes), "channels": data.image_shape[0], "data": data.md5}
+    torch.manual_seed(seed)
+    network = build(name, len(data.classes), data.image_shape[0]).to(data.labels["train"].device)
+    wanted = [epoch for epoch in range(1, recipe.epochs + 1) if epoch % every == 0 or epoch == recipe.epochs]
+    memory = {}
+
+    def keep(result, network):
+        epoch, last = len(result.curve), result.last
+        if epoch in wanted:
+            state = {"weights": {k: v.clone() for k, v in network.state_dict().items()}, "test": last["test"]}
+            state["validation"] = last["validation"]
+            if resume:
+                checkpoints.save_state(Path(resume) / f"epoch-{epoch}.safetensors", state, **about)
+            else:
+                memory[epoch] = state
+
+    checkpoint = Checkpoint(Path(resume) / "running.safetensors", **about) if resume else None
+    result = train(network, data, recipe, seed, checkpoint=checkpoint, report=report, after_epoch=keep)
+    saved = [memory[e] if e in memory else checkpoints.load_state(Path(resume) / f"epoch-{e}.safetensors", **about) for e in wanted]
+    state = {
+        "states": [s["weights"] for s in saved],
+        "epochs": wanted,
+        "accuracy": [{"validation": s["validation"], "test": s["test"]} for s in saved],
+        "curve": result.curve,
+    }
+    checkpoints.save_state(path, state, kind="route", recipe=recipe.as_dict(), seed=seed, **about)
+    return result
+
+
+def joint_loss(network, distil_in_place=False, temperature=1.0):
+    """The loss of nested widths trained jointly: the sum over widths of the cross-entropy with the labels.
+
+    With `distil_in_place` the narrower widths learn from the whole network's softened outputs instead (slimmable networks'
+    in-place distillation). How PWKD trains its teacher is not public beyond "jointly": our reading, after
+    JiahuiYu/slimmable_networks train.py.
+    """
+
+    def loss(images, labels):
+        terms, whole = {}, None
+        for index in reversed(range(len(network.widths))):
+            network.select(index)
+            logits = network(images).logits
+            if whole is not None and distil_in_place:
+                value = softened_divergence(logits, whole, temperature)
+            else:
+                value = F.cross_entropy(logits, labels)
+            whole = logits.detach() if whole is None else whole
+            terms[f"width {network.widths[index]:g}"] = value
+        return terms
+
+    return loss
+
+
+def train_supernet(name, data, recipe, widths, path, seed=0, distil_in_place=False, resume=None, report=None):
+    """Train nested widths of the network called `name` jointly, and save them as one file. Returns each width's accuracy.
+
+    widths: increasing shares of the channels, the last one 1.0. The other arguments are those of `train_route`.
+    """
+    about = {"network": name, "classes": len(data.classes), "channels": data.image_shape[0], "data": data.md5}
+    torch.manual_seed(seed)
+    network = Supernet(build(name, len(data.classes), data.image_shape[0]), widths).to(data.labels["train"].device)
+    if recipe.channels_last:
+        network.to(memory_format=torch.channels_last)
+    checkpoint = Checkpoint(Path(resume) / "running.safetensors", **about) if resume else None
+    phase = Phase("supernet", [Learner([network], joint_loss(network, distil_in_place))], recipe)
+    saved = checkpoint.load() if checkpoint else None
+    first, states, curve = 0, None, []
+    if saved:
+        checkpoints.load_weights(network, saved["network"], checkpoint.path)
+        first, states, curve = saved["epoch"], saved["optimizers"], saved["curve"]
+
+    def over(epoch, optimizers, means):
+        curve.append({"epoch": epoch + 1, "loss": means})
+        if report:
+            report(f"supernet {epoch + 1}/{recipe.epochs}")
+        if checkpoint and checkpoint.due():
+            state = {"network": network.state_dict(), "epoch": epoch + 1, "curve": curve}
+            checkpoint.save(state | {"optimizers": [o.state_dict() for o in optimizers]})
+
+    run_phase(phase, data, seed, states, first, 0, over)
+    accuracy = []
+    for index in range(len(network.widths)):
+        network.select(index)
+        accuracy.append({split: evaluate(network, data, split, recipe.precision) for split in ("validation", "test")})
+    about |= {"widths": list(network.widths), "recipe": recipe.as_dict(), "seed": seed, "distil_in_place": distil_in_place}
+    state = {"weights": network.state_dict(), "accuracy": accuracy, "curve": curve}
+    checkpoints.save_state(path, state, kind="supernet", **about)
+    return accuracy

@@ -1,0 +1,448 @@
+"""KR: codes, recoding and cross-entropy against independent derivations; who gets a gradient; composing; resuming to the bit."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kd.data import Data
+from kd.distill import Checkpoint, distill
+from kd.errors import Problem
+from kd.methods import Curriculum, Fixed, Lesson, Teachers
+from kd.methods.kd import KD
+from kd.methods.kr import KR, code, fewer, norm_scales, recoded_cross_entropy, strongest
+from kd.methods.pwkd import PWKD
+from kd.methods.rco import RCO
+from kd.models import Output, Supernet, Tapped, build
+from kd.recipe import Recipe
+
+torch.set_num_threads(1)
+RECIPE = Recipe(epochs=4, batch_size=16, learning_rate=0.05)
+EVERY_WAY = [
+    {"aggregation": aggregation, "mapping": mapping, "recoding": recoding}
+    for aggregation in ("group", "none", "gram")
+    for mapping in ("learned", "pooled", "sorted")
+    for recoding in ("top-k", "threshold", "mask gradient", "none")
+    if (aggregation, mapping) != ("gram", "sorted")
+]
+
+
+@pytest.fixture(scope="module")
+def data():
+    generator = torch.Generator().manual_seed(3)
+    labels = {split: torch.arange(size) % 3 for split, size in (("train", 36), ("validation", 12), ("test", 12))}
+    images = {}
+    for split, y in labels.items():  # a bright column a class, in noise: something that can be learnt
+        noise = torch.randint(0, 120, (len(y), 1, 8, 8), generator=generator)
+        for image, label in zip(noise, y, strict=True):
+            image[0, :, 2 * int(label) + 1] += 130
+        images[split] = noise.to(torch.uint8)
+    return Data("tiny", ("a", "b", "c"), images, labels, (0.3,), (0.2,))
+
+
+def network(name="cnn3x4", seed=0):
+    torch.manual_seed(seed)
+    built = build(name, 3, 1)
+    for module in built.modules():  # as after training: scales and statistics that say something
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, -1.5, 1.5)
+    return built.eval()
+
+
+def numbers(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def outputs(student_channels=(4, 8), teacher_channels=(6, 10), sizes=(6, 4), seed=0):
+    """Outputs of a student and a teacher with two stages each, float64."""
+    made = []
+    for place, channels in enumerate((student_channels, teacher_channels)):
+        maps = [
+            numbers(5, c, s, s, seed=seed + 10 * place + i).relu()
+            for i, (c, s) in enumerate(zip(channels, sizes, strict=True))
+        ]
+        made.append(Output(numbers(5, 3, seed=seed + place), tuple(maps)))
+    return made
+
+
+def softmax(values):
+    e = np.exp(values - values.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def kept_by_hand(row, keep, recoding, temperature):
+    order = sorted(range(len(row)), key=lambda i: -row[i])
+    if recoding in ("none", "l1"):
+        return list(range(len(row)))
+    if recoding == "threshold":
+        p, total, chosen = softmax(row / temperature), 0.0, []
+        for i in order:
+            chosen.append(i)
+            total += p[i]
+            if total >= keep and len(chosen) >= 2:
+                break
+        return chosen
+    return order[: max(2, math.ceil(keep * len(row)))]
+
+
+@pytest.mark.parametrize("recoding", ["top-k", "threshold", "mask gradient", "l1", "none"])
+@pytest.mark.parametrize(("temperature", "keep"), [(1.0, 0.5), (0.5, 0.3), (4.0, 0.8), (2.0, 1.0)])
+def test_cross_entropy_against_numpy(recoding, temperature, keep):
+    z_s, z_t = 2 * numbers(7, 9), 2 * numbers(7, 9, seed=1)
+    losses = []
+    for mine, theirs in zip(z_s.numpy(), z_t.numpy(), strict=True):
+        kept = kept_by_hand(theirs, keep, recoding, temperature)
+        if recoding == "mask gradient":
+            kept = list(range(9))
+        q, p = softmax(theirs[kept] / temperature), softmax(mine[kept] / temperature)
+        losses.append(-(q * np.log(p)).sum())
+    expected = temperature**2 * np.mean(losses)
+    if recoding == "l1":
+        expected += 0.03 * np.abs(z_s.numpy()).mean()
+    found = recoded_cross_entropy(z_s, z_t, temperature, keep, recoding, penalty=0.03)
+    assert abs(found.item() - expected) < 1e-9
+
+
+@pytest.mark.parametrize("recoding", ["top-k", "threshold", "mask gradient"])
+def test_only_kept_coordinates_pass_gradient(recoding):
+    z_s, z_t = numbers(7, 9).requires_grad_(), (3 * numbers(7, 9, seed=1)).requires_grad_()
+    recoded_cross_entropy(z_s, z_t, 2.0, 0.4, recoding).backward()
+    assert z_t.grad is None
+    for mine, theirs, gradient in zip(z_s.detach().numpy(), z_t.detach().numpy(), z_s.grad.numpy(), strict=True):
+        kept = kept_by_hand(theirs, 0.4, recoding, 2.0)
+        assert 2 <= len(kept) < 9
+        support = list(range(9)) if recoding == "mask gradient" else kept
+        expected = np.zeros(9)
+        expected[support] = 2.0 * (softmax(mine[support] / 2) - softmax(theirs[support] / 2)) / 7  # T (p - q) / N
+        dropped = [i for i in range(9) if i not in kept]
+        expected[dropped] = 0.0
+        np.testing.assert_allclose(gradient, expected, atol=1e-12)
+        assert not gradient[dropped].any() and gradient[kept].all()
+
+
+@pytest.mark.parametrize("recoding", ["top-k", "threshold", "mask gradient", "none"])
+def test_least_value_is_the_entropy_of_the_recoded_teacher(recoding):
+    z_t = 2 * numbers(6, 8)
+    least = recoded_cross_entropy(z_t, z_t, 1.5, 0.5, recoding).item()
+    entropies = []
+    for row in z_t.numpy():
+        kept = list(range(8)) if recoding == "mask gradient" else kept_by_hand(row, 0.5, recoding, 1.5)
+        q = softmax(row[kept] / 1.5)
+        entropies.append(-(q * np.log(q)).sum())
+    assert abs(least - 1.5**2 * np.mean(entropies)) < 1e-9
+    for seed in range(5):
+        assert recoded_cross_entropy(z_t + 0.3 * numbers(6, 8, seed=seed + 5), z_t, 1.5, 0.5, recoding).item() > least
+
+
+def test_strongest_counts_and_edges():
+    z = numbers(11, 7)
+    assert strongest(z, 0.5).sum(1).tolist() == [4] * 11  # ceil(3.5)
+    assert strongest(z, 1e-9).sum(1).tolist() == [2] * 11  # one alone would pass no gradient
+    assert strongest(z, 1e-9, "threshold").sum(1).tolist() == [2] * 11
+    assert strongest(z[:, :1], 0.5).all()
+    for recoding in ("top-k", "threshold"):
+        assert strongest(100 * z, 1.0, recoding).all()  # keep = 1 drops nothing, however small
+    ties = torch.zeros(2, 6)
+    assert strongest(ties, 0.5).sum(1).tolist() == [3, 3]
+    assert strongest(ties, 0.5, "threshold").sum(1).tolist() == [3, 3]
+    assert torch.isfinite(recoded_cross_entropy(torch.full((2, 6), 900.0), 700 * ties + 700.0))
+
+
+def test_codes_against_numpy():
+    f = numbers(3, 4, 2, 5)
+    x = f.numpy()
+    np.testing.assert_allclose(code(f, "group"), x.mean((2, 3)), atol=1e-12)
+    positions = [x[n, :, h, w] for n in range(3) for h in range(2) for w in range(5)]
+    np.testing.assert_allclose(code(f, "none"), positions, atol=1e-12)
+    gram = [[(x[n, i] * x[n, j]).mean() for j in range(4)] for n in range(3) for i in range(4)]
+    np.testing.assert_allclose(code(f, "gram"), gram, atol=1e-12)
+
+
+def test_fewer_averages_neighbours():
+    v = numbers(2, 3, 8)
+    np.testing.assert_allclose(fewer(v, 4, "pooled"), v.numpy().reshape(2, 3, 4, 2).mean(-1), atol=1e-12)
+    falling = -np.sort(-v.numpy(), -1)
+    np.testing.assert_allclose(fewer(v, 4, "sorted"), falling.reshape(2, 3, 4, 2).mean(-1), atol=1e-12)
+    assert torch.equal(fewer(v, 8, "pooled"), v)
+    shuffled = v[..., torch.randperm(8, generator=torch.Generator().manual_seed(0))]
+    assert torch.equal(fewer(shuffled, 3, "sorted"), fewer(v, 3, "sorted"))
+
+
+def test_loss_end_to_end_against_numpy():
+    """Learned mapping, two groups, top-k: the whole method from the formula in the file's head."""
+    student, teacher = outputs()
+    knowledge = KR(weight=2.5, keep=0.4, temperature=0.7).double()
+    knowledge.start(None, None, student, teacher)
+    knowledge.double()
+    total = 0.0
+    for regressor, f, g in zip(knowledge.regressors, student.features, teacher.features, strict=True):
+        w, b = regressor.weight.detach().numpy()[:, :, 0, 0], regressor.bias.detach().numpy()
+        mine, theirs = f.numpy().mean((2, 3)) @ w.T + b, g.numpy().mean((2, 3))
+        rows = []
+        for m, t in zip(mine, theirs, strict=True):
+            kept = kept_by_hand(t, 0.4, "top-k", 0.7)
+            rows.append(-(softmax(t[kept] / 0.7) * np.log(softmax(m[kept] / 0.7))).sum())
+        total += 0.7**2 * np.mean(rows)
+    found = knowledge.loss(student, teacher, None)
+    assert list(found) == ["representation"]
+    assert abs(found["representation"].item() - 2.5 * total) < 1e-9
+
+
+@pytest.mark.parametrize("way", EVERY_WAY, ids=lambda way: "-".join(way.values()))
+def test_every_way_spares_the_teacher_and_is_least_at_the_teacher(way):
+    student, teacher = outputs()
+    knowledge = KR(**way)
+    knowledge.start(None, None, student, teacher)
+    knowledge.double()
+    for output in (student, teacher):
+        for features in output.features:
+            features.requires_grad_()
+    knowledge.loss(student, teacher, None)["representation"].backward()
+    assert all(f.grad is not None and f.grad.abs().sum() > 0 for f in student.features)
+    assert all(f.grad is None or not f.grad.any() for f in teacher.features)
+    codes = [theirs for _, theirs in knowledge.codes(student, teacher)]
+    with torch.no_grad():
+        twin = KR(**way)
+        twin.start(None, None, teacher, teacher)
+        twin.double()
+        for regressor in twin.regressors:  # the identity
+            regressor.weight.copy_(torch.eye(len(regressor.weight))[:, :, None, None])
+            regressor.bias.zero_()
+        least = twin.loss(teacher, teacher, None)["representation"].item()
+        settings = (1.0, 0.5, way["recoding"])
+        assert (
+            abs(
+                least
+                - 3.0
+                * sum(
+                    recoded_cross_entropy(z, z, *settings).item() for z in (t for _, t in twin.codes(teacher, teacher))
+                )
+            )
+            < 1e-9
+        )
+    assert all(
+        z.shape[1] == (g.shape[1] if way["mapping"] == "learned" else f.shape[1])
+        for z, f, g in zip(codes, student.features, teacher.features, strict=True)
+    )
+
+
+def test_maps_of_different_sizes_meet():
+    student, _ = outputs(sizes=(6, 4))
+    _, teacher = outputs(sizes=(3, 4))
+    for aggregation in ("group", "none", "gram"):
+        knowledge = KR(aggregation=aggregation)
+        knowledge.start(None, None, student, teacher)
+        knowledge.double()
+        (first, _) = knowledge.codes(student, teacher)
+        assert first[0].shape == first[1].shape
+        assert torch.isfinite(knowledge.loss(student, teacher, None)["representation"])
+    assert len(first[0]) == 5 * 6
+
+
+def test_norm_scales_of_every_kind_of_network():
+    plain = network("cnn6x4")
+    by_hand = [[m.weight.abs() for m in stage if isinstance(m, nn.BatchNorm2d)] for stage in plain.stages]
+    for network_ in (plain, Tapped(plain, ["stages.0", "stages.1", "stages.2"]), Supernet(plain, (0.5, 1.0))):
+        found = norm_scales(network_)
+        assert [len(group) for group in found] == [2, 2, 2]
+        assert all(
+            torch.equal(a, b)
+            for group, hand in zip(found, by_hand, strict=True)
+            for a, b in zip(group, hand, strict=True)
+        )
+    narrow = norm_scales(Supernet(plain, (0.5, 1.0)).select(0))
+    assert [len(group[0]) for group in narrow] == [2, 4, 8]
+    with pytest.raises(Problem, match="no stages"):
+        norm_scales(nn.Linear(2, 2))
+    with pytest.raises(Problem, match="stage 0 has no norm"):
+        norm_scales(Tapped(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()), ["0"]))
+
+
+@pytest.mark.parametrize("aggregation", ["group", "none"])
+def test_weights_against_numpy(aggregation):
+    student, teacher = network("cnn3x4"), network("cnn6x8", seed=1)
+    knowledge = KR(statistic="weights", aggregation=aggregation, weight=1.0, keep=0.5)
+    images = torch.zeros(2, 1, 8, 8)
+    mine, theirs = student(images), teacher(images)
+    knowledge.start(student, teacher, mine, theirs)
+    total = 0.0
+    for s, t in zip(student.stages, teacher.stages, strict=True):
+        scales = [[m.weight.detach().abs().numpy() for m in stage if isinstance(m, nn.BatchNorm2d)] for stage in (s, t)]
+        scales = scales if aggregation == "group" else [part[-1:] for part in scales]
+        count = len(scales[0][0])  # 4, 8, 16: the student's is the smaller
+        one, two = (np.mean([(-np.sort(-v)).reshape(count, -1).mean(1) for v in part], 0) for part in scales)
+        kept = list(range(count // 2))  # sorted: the strongest stand first
+        total += -(softmax(two[kept]) * np.log(softmax(one[kept]))).sum()
+    loss = knowledge.loss(mine, theirs, None)["representation"]
+    assert abs(loss.item() - total) < 1e-5  # float32 networks
+    loss.backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    moved = [name for name, p in student.named_parameters() if p.grad is not None and p.grad.any()]
+    assert moved == ["stages.0.1.weight", "stages.1.1.weight", "stages.2.1.weight"]
+
+
+def test_bad_values_are_problems():
+    for options, match in (
+        ({"recoding": "topk"}, "did you mean 'top-k'"),
+        ({"aggregation": "groups"}, "did you mean 'group'"),
+        ({"statistic": "weight"}, "did you mean 'weights'"),
+        ({"mapping": "pool"}, "did you mean 'pooled'"),
+        ({"weight": 0}, "kr.weight"),
+        ({"keep": 0}, "kr.keep"),
+        ({"keep": 1.1}, "kr.keep"),
+        ({"temperature": 0}, "kr.temperature"),
+        ({"penalty": -1}, "kr.penalty"),
+        ({"taps": []}, "kr.taps"),
+        ({"statistic": "weights", "aggregation": "gram"}, "gram needs feature maps"),
+        ({"statistic": "weights", "mapping": "learned"}, "take sorted"),
+        ({"aggregation": "gram", "mapping": "sorted"}, "gram needs it"),
+    ):
+        with pytest.raises(Problem, match=match) as caught:
+            KR(**options)
+        assert "\n" not in str(caught.value)
+
+
+def test_taps(data):
+    student, teacher = outputs(student_channels=(4, 8), teacher_channels=(6, 10))
+    deeper = Output(teacher.logits, (numbers(5, 3, 8, 8), *teacher.features))
+    knowledge = KR()
+    knowledge.start(None, None, student, deeper)
+    assert [r.out_channels for r in knowledge.regressors] == [6, 10]  # as many of the deepest as both have
+    chosen = KR(taps=[1])
+    chosen.start(None, None, student, teacher)
+    assert [(r.in_channels, r.out_channels) for r in chosen.regressors] == [(8, 10)]
+    with pytest.raises(Problem, match="tap 5"):
+        distill(network(), KR(taps=[-1, 5]), network("cnn6x4"), data, RECIPE)
+
+
+def state(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def equal(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("options", [{}, {"aggregation": "none"}, {"statistic": "weights"}], ids=str)
+def test_a_run_changes_student_and_regressors_only(data, options):
+    student, teacher, knowledge = network(), network("cnn6x4", seed=1), KR(**options)
+    before, theirs = state(student), state(teacher)
+    result = distill(student, knowledge, teacher, data, RECIPE.but(epochs=1))
+    assert equal(state(teacher), theirs)
+    after = state(student)
+    assert all(not torch.equal(before[name], after[name]) for name, _ in student.named_parameters())
+    learned = sum(a * b + b for a, b in ((4, 4), (8, 8), (16, 16)))
+    assert result.extra_parameters == (0 if options.get("statistic") == "weights" else learned)
+    assert set(result.curve[0]["loss"]) == {"representation", "labels"}
+    fresh = KR(**options)
+    torch.manual_seed(7919)
+    images = next(iter(data.chunks("train", 8))).images
+    with torch.no_grad():
+        fresh.start(student, teacher, student(images), teacher(images))
+    for trained, untrained in zip(knowledge.regressors, fresh.regressors, strict=True):
+        assert not torch.equal(trained.weight, untrained.weight)
+
+
+def gap(student, knowledge, teacher, data):
+    return sum(knowledge.measure(student, teacher, data)["kr_gap"])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"aggregation": "gram"}, {"statistic": "weights"}, {"mapping": "pooled", "keep": 0.25}], ids=str
+)
+def test_a_run_improves_its_own_objective(data, options):
+    student, teacher, knowledge = (
+        network(seed=2),
+        network("cnn6x8", seed=1),
+        KR(weight=40.0, temperature=0.5, **options),
+    )
+    images = next(iter(data.chunks("train", 8))).images
+    with torch.no_grad():
+        torch.manual_seed(7919)
+        knowledge.start(student, teacher, student(images), teacher(images))
+        before = gap(student, knowledge, teacher, data)
+    result = distill(student, knowledge, teacher, data, RECIPE.but(epochs=10))
+    assert 0 <= sum(result.measured["kr_gap"]) < 0.7 * before
+    share = [
+        max(2, math.ceil(knowledge.keep * c)) / c
+        for c in ((8, 16, 32) if knowledge.mapping == "learned" else (4, 8, 16))
+    ]
+    assert result.measured["kr_kept"] == pytest.approx(share)
+
+
+def test_composes_with_kd(data):
+    both = KR() + KD()
+    result = distill(network(), both, network("cnn6x4", seed=1), data, RECIPE.but(epochs=1))
+    assert set(result.curve[0]["loss"]) == {"representation", "logits", "labels"}
+    assert both.label_weight == pytest.approx(0.1)
+    assert set(result.measured) == {"kr_gap", "kr_kept"}
+
+
+class Steps(list):
+    """A route in memory: networks, and the epochs they were saved at."""
+
+    epochs = (1, 2)
+
+
+@pytest.mark.parametrize("options", [{}, {"statistic": "weights"}], ids=str)
+def test_composes_with_curricula(data, options):
+    teachers = Teachers(
+        route=Steps([network("cnn6x4", seed=1), network("cnn6x4", seed=2)]),
+        supernet=[Supernet(network("cnn6x8", seed=3), (0.5, 1.0)).select(i).eval() for i in range(2)],
+    )
+    for curriculum in (RCO("one-stage", anchors=2), PWKD()):
+        knowledge = KR(**options)
+        result = distill(network(), curriculum * (knowledge + KD()), teachers, data, RECIPE)
+        assert len(result.lessons) == 2 and len(result.curve) == 4
+        assert [r.out_channels for r in knowledge.regressors] in ([], [4, 8, 16], [8, 16, 32])
+    assert bool(len(knowledge.regressors)) == (not options)
+
+
+class Two(Curriculum):
+    """Two lessons of one epoch each, from teachers of like shapes."""
+
+    def next(self, done, epochs, teachers, student, data):
+        return Lesson("route", (len(done),), epochs // 2, name=str(len(done))) if len(done) < 2 else None
+
+
+def test_weights_follow_the_lessons_teacher(data):
+    """The second teacher's features have the first one's shapes, so nothing is rebuilt; its scales must count all the same."""
+    route, seen, knowledge = [network("cnn6x4", seed=1), network("cnn6x4", seed=2)], [], KR(statistic="weights")
+    distill(
+        network(), Two() * knowledge, Teachers(route=route), data, RECIPE.but(epochs=2),
+        after_epoch=lambda result, student: seen.append(knowledge.networks[1]),
+    )  # fmt: skip
+    assert [teacher is expected for teacher, expected in zip(seen, route, strict=True)] == [True, True]
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_after", [1, 3])
+@pytest.mark.parametrize("curriculum", [Fixed, Two])
+@pytest.mark.parametrize("options", [{}, {"statistic": "weights"}], ids=str)
+def test_resumed_is_uninterrupted_to_the_bit(data, tmp_path, options, curriculum, stop_after):
+    route = [network("cnn6x4", seed=1), network("cnn6x4", seed=2)]
+
+    def run(checkpoint=None, after_epoch=None):
+        student, knowledge = network(), KR(**options) + KD()
+        method = curriculum() * knowledge
+        result = distill(student, method, Teachers(route=route), data, RECIPE, 5, checkpoint, after_epoch=after_epoch)
+        return state(student) | {f"knowledge.{k}": v for k, v in state(knowledge).items()}, result
+
+    def stop(result, student):
+        if len(result.curve) == stop_after + 1:
+            raise Stop
+
+    whole, expected = run()
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(Stop):
+        run(Checkpoint(path, every=0), stop)
+    assert path.exists()
+    resumed, result = run(Checkpoint(path, every=0))
+    assert equal(resumed, whole)
+    assert result.curve == expected.curve and result.measured == expected.measured
+    assert result.teacher_images == expected.teacher_images

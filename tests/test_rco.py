@@ -1,0 +1,338 @@
+"""RCO: the divergence and the search against independent derivations; what the lessons train; resuming to the bit."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_route import RECIPE, student, tiny_data
+
+from kd.distill import Checkpoint, distill, train
+from kd.errors import Problem
+from kd.methods import Fixed, Method, Teachers, make, split_epochs, state_at
+from kd.methods.hints import FitNet
+from kd.methods.kd import KD
+from kd.methods.rco import RCO, divergence, equal_intervals, greedy_anchor
+from kd.models import build
+from kd.study import ROOT, load_table
+
+torch.set_num_threads(1)
+class Steps(list):
+    """A route in memory: networks, and the epochs they were saved at."""
+
+    def __init__(self, networks, epochs):
+        super().__init__(networks)
+        self.epochs = epochs
+
+
+@pytest.fixture(scope="module")
+def data():
+    return tiny_data()
+
+
+@pytest.fixture(scope="module")
+def route(data):
+    states = []
+    torch.manual_seed(0)
+    network = build("cnn3x4", 3, 1)
+
+    def keep(result, network):
+        copy = build("cnn3x4", 3, 1)
+        copy.load_state_dict(network.state_dict())
+        states.append(copy)
+
+    train(network, data, RECIPE, after_epoch=keep)
+    return Steps(states, [1, 2, 3, 4, 5, 6])
+
+
+def lessons(curriculum, epochs, route, data, network=None):
+    """The lessons a curriculum gives, without training anything between them."""
+    done, network = [], network or student()
+    while (lesson := curriculum.next(done, epochs, Teachers(route=route), network, data)) is not None:
+        done.append(lesson)
+    return done
+
+
+def test_divergence_against_numpy():
+    rng = np.random.default_rng(0)
+    student_logits, teacher_logits = rng.normal(size=(2, 7, 5))
+
+    def softmax(logits):
+        e = np.exp(logits - logits.max(1, keepdims=True))
+        return e / e.sum(1, keepdims=True)
+
+    s, t = softmax(student_logits), softmax(teacher_logits)
+    logs = [torch.log_softmax(torch.tensor(x), 1) for x in (student_logits, teacher_logits)]
+    assert abs(float(divergence(*logs)) - (t * np.log(t / s)).sum(1).mean()) < 1e-9
+    assert abs(float(divergence(*logs, "student to teacher")) - (s * np.log(s / t)).sum(1).mean()) < 1e-9
+    assert float(divergence(logs[0], logs[0])) == 0
+
+
+def test_the_measured_divergence_is_that_of_the_held_out_images(route, data):
+    mine, temperature = student(), 2.0
+    H, seen = RCO(temperature=temperature).prepare_for(route).measured(mine.train(), data)
+    value = H(3)
+    images = (data.images["validation"].double() / 255 - 0.3) / 0.2
+    with torch.no_grad():
+        s = np.array(mine.eval()(images.float()).logits.double()) / temperature
+        t = np.array(route[3].eval()(images.float()).logits.double()) / temperature
+    s, t = (x - np.log(np.exp(x).sum(1, keepdims=True)) for x in (s, t))
+    assert abs(value - (np.exp(t) * (t - s)).sum(1).mean()) < 1e-5 and seen == {3: value}
+
+
+def test_looking_changes_no_mode_and_no_weight(route, data):
+    mine = student().train()
+    before = {k: v.clone() for k, v in mine.state_dict().items()}
+    RCO(images=5).prepare_for(route).measured(mine, data)[0](0)
+    assert mine.training and all(torch.equal(before[k], v) for k, v in mine.state_dict().items())
+    assert RCO(images=5).prepare_for(route).log_probabilities(mine, data).shape == (5, 3)
+
+
+def algorithm_2(H, i, N, delta):
+    """The paper's Algorithm 2, line by line, states numbered from 1."""
+    j = i + 1
+    while j < N:
+        r = (H[j - 1] - H[i - 1]) / H[i - 1]
+        if r > delta:
+            return j - 1
+        j = j + 1
+    return N
+
+
+@given(st.lists(st.floats(0.01, 5), min_size=2, max_size=12), st.data(), st.floats(0.05, 5))
+@settings(max_examples=300, deadline=None)
+def test_greedy_search_is_algorithm_2(values, draw, delta):
+    i = draw.draw(st.integers(1, len(values) - 1))
+    ratios = [(h - values[i - 1]) / values[i - 1] for h in values]
+    if any(abs(r - delta) < 1e-9 for r in ratios):
+        return
+    assert greedy_anchor(lambda j: values[j], i - 1, len(values), delta) + 1 == algorithm_2(values, i, len(values), delta)
+
+
+def test_greedy_search_by_hand():
+    H = [1.0, 1.5, 1.7, 1.9, 1.0, 9.0].__getitem__
+    assert greedy_anchor(H, 0, 6, 0.8) == 2  # 1.9 is 90 % above 1.0: one back
+    assert greedy_anchor(H, 0, 6, 0.4) == 0  # too hard at once, as printed: stays
+    assert greedy_anchor(H, 0, 6, 1.0) == 5  # the last state, though 9.0, is never tested
+    assert greedy_anchor([0.0, 1e-9, 1.0].__getitem__, 0, 3, 0.8) == 0  # a student that equals its anchor
+
+
+def test_equal_intervals_are_the_papers():
+    every_ten = list(range(10, 241, 10))
+
+    def epochs(count):
+        return [every_ten[i] for i in equal_intervals(every_ten, count)]
+
+    assert epochs(24) == every_ten  # M_gap = 10
+    assert epochs(2) == [120, 240] and epochs(3) == [80, 160, 240] and epochs(4) == [60, 120, 180, 240]  # EEI-2, -3, -4
+    assert equal_intervals([4, 8, 10], 2) == [0, 2]  # 4 is nearer to 5 than 8 is
+    with pytest.raises(Problem, match="different states"):
+        equal_intervals([1, 2, 10], 3)
+
+
+def test_lessons_of_each_strategy(route, data):
+    one = lessons(RCO(anchors=3), 20, route, data)
+    assert [(x.indices, x.epochs, x.restart) for x in one] == [((1,), 7, False), ((3,), 6, False), ((5,), 7, False)]
+    assert [x.info["teacher_epoch"] for x in one] == [2, 4, 6]
+    several = lessons(RCO("multi-stage", anchors=2), 20, route, data)
+    assert [(x.indices, x.epochs, x.restart) for x in several] == [((2,), 10, True), ((5,), 10, True)]
+    assert [x.epochs for x in lessons(RCO(), 4, route, data)] == [1] * 4  # no more anchors than epochs
+    assert len(lessons(RCO(), 100, route, data)) == 6  # nor than states
+
+
+def search_over(table, monkeypatch, route, data, curriculum, epochs):
+    """Lessons of a greedy curriculum whose H after a lesson on state i is table[i]."""
+
+    def measured(self, network, data):
+        seen = {}
+
+        def H(j):
+            seen[j] = table.get(current(), [9] * 6)[j]
+            return seen[j]
+
+        return H, seen
+
+    done, network = [], student()
+
+    def current():
+        return done[-1].indices[0] if done else -1
+
+    monkeypatch.setattr(RCO, "measured", measured)
+    while (lesson := curriculum.next(done, epochs, Teachers(route=route), network, data)) is not None:
+        done.append(lesson)
+    return done
+
+
+def test_greedy_lessons(route, data, monkeypatch):
+    table = {-1: [1, 1.2, 1.5, 3, 3, 3], 0: [1, 1.5, 1.7, 9, 9, 9], 2: [9, 9, 1, 5, 5, 5], 3: [9, 9, 9, 1, 1, 9]}
+    done = search_over(table, monkeypatch, route, data, RCO("greedy", lessons=4), 20)
+    # from 0 to 2; from 2 as printed nowhere, so to 3; from 3 to the end
+    assert [x.indices for x in done] == [(0,), (2,), (3,), (5,)] and [x.epochs for x in done] == [5] * 4
+    assert all(x.restart for x in done) and [x.info.get("next_by_search") for x in done] == [3, 4, 6, None]
+    assert done[1].info["divergence"] == table[2] and done[0].info["divergence"] == table[0]
+
+    done = search_over(table, monkeypatch, route, data, RCO("greedy", lessons=3), 20)  # the budget ends it
+    assert [x.indices for x in done] == [(0,), (2,), (5,)] and [x.epochs for x in done] == [6, 6, 8]
+    assert done[1].info["next_by_search"] == 4
+    done = search_over(table, monkeypatch, route, data, RCO("greedy", lessons=2, within_budget=False), 20)
+    assert [x.indices for x in done] == [(0,), (2,), (3,), (5,)] and [x.epochs for x in done] == [10] * 4
+
+    done = search_over(table, monkeypatch, route, data, RCO("greedy", first="search", lessons=9), 20)
+    assert done[0].indices == (2,) and done[0].info["divergence_untrained"][:3] == [1, 1.2, 1.5]
+    done = search_over(table, monkeypatch, route, data, RCO("greedy", first=0.5, lessons=9), 20)
+    assert done[0].indices == (2,)
+    easy = {0: [1] * 6}
+    done = search_over(easy, monkeypatch, route, data, RCO("greedy", lessons=4), 20)  # an early end gives its epochs to the last
+    assert [(x.indices, x.epochs) for x in done] == [((0,), 5), ((5,), 15)]
+    untraced = search_over(table, monkeypatch, route, data, RCO("greedy", lessons=3, trace=False), 20)
+    assert untraced[1].info["divergence"] == [None, None, 1, 5, None, None]
+    assert "divergence" not in untraced[2].info
+
+
+def test_distil_along_the_route(route, data):
+    """The teachers stay as they are and get no gradient; the trace is there; the student learns."""
+    before = [{k: v.clone() for k, v in n.state_dict().items()} for n in route]
+    mine = student()
+    result = distill(mine, RCO(anchors=3) * KD(), Teachers(route=route), data, RECIPE.but(epochs=12))
+    for network, state in zip(route, before, strict=True):
+        assert all(torch.equal(state[k], v) for k, v in network.state_dict().items())
+        assert all(p.grad is None for p in network.parameters())
+    assert [entry["lesson"] for entry in result.curve] == [0] * 4 + [1] * 4 + [2] * 4
+    assert all(len(lesson.info["divergence"]) == 6 for lesson in result.lessons)
+    assert result.lessons[-1].info["divergence"][-1] < result.lessons[0].info["divergence"][-1]  # nearer to the whole teacher
+    untrained = RCO().prepare_for(route).measured(student(), data)[0]
+    for lesson in result.lessons:
+        anchor = lesson.indices[0]
+        assert lesson.info["divergence"][anchor] < 0.8 * untrained(anchor)
+
+
+def test_one_stage_goes_on_where_multi_stage_starts_anew(route, data):
+    """With the converged state as every anchor, one-stage is plain KD to the bit, and multi-stage is KD with cycles."""
+    same = Steps([route[-1]] * 3, [1, 2, 3])
+    recipe = RECIPE.but(epochs=6, schedule="step", milestones=(0.5,))
+
+    def weights(method, recipe, teachers=same):
+        mine = student()
+        distill(mine, method, Teachers(route=teachers), data, recipe, seed=4)
+        return torch.cat([p.flatten() for p in mine.parameters()])
+
+    plain = weights(KD(), recipe)
+    assert torch.equal(weights(RCO(anchors=3) * KD(), recipe), plain)
+    assert not torch.equal(weights(RCO("multi-stage", anchors=3) * KD(), recipe), plain)
+
+
+def test_which_anchor_teaches_which_epoch(route, data):
+    calls = []
+    hooks = [n.register_forward_pre_hook(lambda m, x, i=i: calls.append((i, m.training))) for i, n in enumerate(route)]
+    distill(student(), RCO(anchors=2, trace=False) * KD(), Teachers(route=route), data, RECIPE.but(epochs=4))
+    for hook in hooks:
+        hook.remove()
+    steps = data.steps(RECIPE.batch_size)
+    taught = [i for i, _ in calls]
+    assert taught == [2] * (2 * steps + 1) + [5] * (2 * steps + 1)  # one more to learn the shapes
+    assert not any(training for _, training in calls)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda: RCO(anchors=3) * KD(),
+        lambda: RCO("multi-stage", anchors=3) * (KD() + FitNet()),
+        lambda: RCO("greedy", lessons=3) * FitNet(),
+    ],
+)
+def test_stopped_and_resumed_is_uninterrupted(method, route, data, tmp_path):
+    def run(checkpoint=None, stop=None):
+        mine = student()
+
+        def after(result, network):
+            if stop and len(result.curve) == stop:
+                raise KeyboardInterrupt
+
+        return mine, distill(mine, method(), Teachers(route=route), data, RECIPE, 2, checkpoint, after_epoch=after)
+
+    whole, result = run()
+    path = tmp_path / "run.safetensors"
+    for stop in (2, 4):  # in the middle of a lesson, and right before another
+        with pytest.raises(KeyboardInterrupt):
+            run(Checkpoint(path, every=0), stop)
+    again, resumed = run(Checkpoint(path, every=0))
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
+    assert result.curve == resumed.curve and [vars(x) for x in result.lessons] == [vars(x) for x in resumed.lessons]
+
+
+def test_single_states_of_the_route(route, data):
+    assert state_at(route, 0.5) == 2 and state_at(route, 1.0) == 5 and state_at(route, 0.01) == 0
+    assert state_at(Steps([None] * 3, [1, 3, 10]), 0.2) == 0  # 2 lies between: the earlier
+    early = lessons(Fixed(share=0.5), 5, route, data)[0]
+    assert early.indices == (2,) and early.info == {"teacher_epoch": 3}
+    assert lessons(Fixed(), 5, route, data)[0].indices == (-1,)
+    distill(student(), Method(Fixed(share=0.4), KD()), Teachers(route=route), data, RECIPE.but(epochs=1))
+    with pytest.raises(Problem, match=r"fixed\.share"):
+        Fixed(share=1.5)
+
+
+def test_epochs_are_split_evenly():
+    assert split_epochs(20, [1] * 3, "x") == [7, 6, 7] and split_epochs(240, [1] * 24, "x") == [10] * 24
+    for epochs in range(5, 60):
+        parts = split_epochs(epochs, [1] * 5, "x")
+        assert sum(parts) == epochs and max(parts) - min(parts) <= 1
+    with pytest.raises(Problem, match="x: 2 epochs"):
+        split_epochs(2, [1] * 3, "x")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"strategy": "gready"}, r"did you mean 'greedy'\?"),
+        ({"direction": "both"}, "rco.direction"),
+        ({"delta": 0}, "rco.delta"),
+        ({"delta": -0.8}, "rco.delta"),
+        ({"delta": "0.8"}, "rco.delta"),
+        ({"temperature": 0}, "rco.temperature"),
+        ({"anchors": 0}, "rco.anchors"),
+        ({"anchors": 2.5}, "rco.anchors"),
+        ({"lessons": 0}, "rco.lessons"),
+        ({"lessons": None}, "rco.lessons"),
+        ({"images": 0}, "rco.images"),
+        ({"first": -1}, "rco.first"),
+        ({"first": 1.0}, "rco.first"),
+        ({"first": "serch"}, "rco.first"),
+    ],
+)
+def test_wrong_parameters(options, words):
+    with pytest.raises(Problem, match=words) as caught:
+        RCO(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_does_not_fit_the_route(route, data):
+    for curriculum, epochs, words in (
+        (RCO(anchors=7), 20, "the route has 6 states"),
+        (RCO(anchors=5), 4, "4 epochs do not suffice for 5 lessons"),
+        (RCO("greedy", lessons=5), 4, "4 epochs do not make 5 lessons"),
+        (RCO("greedy", first=6), 9, "state 6, but the route's 6 states"),
+    ):
+        with pytest.raises(Problem, match=words):
+            lessons(curriculum, epochs, route, data)
+    with pytest.raises(Problem, match="single state"):
+        distill(student(), RCO() * KD(), route[-1], data, RECIPE)
+    nothing = tiny_data(validation=0)
+    with pytest.raises(Problem, match="held-out"):
+        lessons(RCO("greedy"), 9, route, nothing)
+    assert all("divergence" not in x.info for x in lessons(RCO(anchors=2), 9, route, nothing))
+
+
+def test_the_tables_hold_the_papers_rows():
+    names = [path.stem for path in sorted((ROOT / "tables").glob("rco_*.yaml"))]
+    assert names == ["rco_headline", "rco_hints", "rco_table1", "rco_table7"]
+    for name in names:
+        for row in load_table(name)["rows"]:
+            if "not_run" not in row:
+                make(row["knowledge"], row.get("curriculum", "fixed"), row)
+    rows = {row["row"]: row for row in yaml.safe_load((ROOT / "tables/rco_table7.yaml").read_text())["rows"]}
+    reported = {name: row["reported"]["value"] for name, row in rows.items() if "reported" in row}
+    assert list(reported.values()) == [60.79, 65.01, 61.43, 63.34, 65.27, 65.41]
+    # total epochs of the paper's rows: 240, 240, 480, 720, 960, 720
+    assert [rows[name].get("epochs", 1) for name in reported] == [1, 1, 2, 3, 4, 3]

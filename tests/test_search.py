@@ -1,0 +1,48 @@
+"""Searches: stated grids, validation only, seeds of their own."""
+
+import pandas as pd
+import pytest
+
+from kd import search
+from kd.errors import Problem
+from kd.methods import make, resolved
+from kd.recipe import Recipe
+from kd.study import ROOT
+
+
+def test_every_search_is_a_grid_of_real_parameters():
+    for path in sorted((ROOT / "searches").glob("*.yaml")):
+        found = search.load_search(path.stem)
+        methods = [*found["knowledge"], found["curriculum"]]
+        for candidate in search.candidates(found):
+            options = {}
+            for name, value in candidate.items():
+                method, _, parameter = name.partition(".")
+                options.setdefault(method, {})[parameter] = value
+            Recipe.of(options.pop("recipe", {}))
+            assert resolved(methods, options)
+            make(found["knowledge"], found["curriculum"], options)
+        assert len(search.candidates(found)) == len({tuple(c.values()) for c in search.candidates(found)})
+
+
+def test_the_best_on_validation_is_chosen_and_the_earlier_of_equals():
+    table = pd.DataFrame({"validation": [90.0, 92.0, 92.0, 91.0], "test": [99.0, 0.0, 50.0, 99.0]})
+    assert search.chosen(table) == 1
+    assert search.chosen(table.drop(columns="test")) == 1
+
+
+def test_mistakes_are_named(tmp_path, monkeypatch):
+    with pytest.raises(Problem, match=r"unknown search 'rcoo' \(did you mean 'rco'\?\)"):
+        search.load_search("rcoo")
+    (tmp_path / "searches").mkdir()
+    (tmp_path / "searches" / "x.yaml").write_text("knowledge: [kd]\ngrid: {kr.weight: [1]}\n")
+    monkeypatch.setattr(search, "ROOT", tmp_path)
+    with pytest.raises(Problem, match="'kr.weight' names no parameter of fixed, kd, recipe"):
+        search.load_search("x")
+
+
+def test_search_seeds_are_none_of_a_tables():
+    import yaml
+
+    for path in (ROOT / "profiles").glob("*.yaml"):
+        assert yaml.safe_load(path.read_text())["seeds"] <= search.FIRST_SEED

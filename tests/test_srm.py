@@ -1,0 +1,509 @@
+"""SRM against derivations of its own: NumPy for the sparse block and the labels, snapshots for what each stage may change."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from kd.data import Data
+from kd.distill import Checkpoint, distill
+from kd.errors import Problem
+from kd.methods import Curriculum, Labels, Lesson, Method, freeze, make
+from kd.methods.kd import KD
+from kd.methods.srm import SRM, Codebook, HeldStatistics, image_loss, pixel_floor, pixel_loss, rebuilt, scores, sparse
+from kd.models import Output, build
+from kd.recipe import Recipe
+
+RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=0.05)
+
+
+@pytest.fixture(scope="module")
+def data():
+    generator = torch.Generator().manual_seed(0)
+    labels = {split: torch.arange(n) % 4 for split, n in (("train", 40), ("validation", 12), ("test", 12))}
+    kinds = torch.randint(0, 200, (4, 1, 8, 8), generator=generator)
+    images = {
+        s: (kinds[y] + torch.randint(0, 55, (len(y), 1, 8, 8), generator=generator)).to(torch.uint8)
+        for s, y in labels.items()
+    }
+    return Data("tiny", tuple("abcd"), images, labels, (0.4,), (0.25,), padding=1)
+
+
+@pytest.fixture(scope="module")
+def teacher(data):
+    torch.manual_seed(1)
+    network = build("cnn3x8", 4, 1)
+    distill(network, Labels(), None, data, RECIPE)
+    return freeze(network)
+
+
+def student(seed=2, name="cnn3x4"):
+    torch.manual_seed(seed)
+    return build(name, 4, 1)
+
+
+def snapshot(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def changed(before, module):
+    return {name for name, value in module.state_dict().items() if not torch.equal(before[name], value)}
+
+
+def tensors(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def started(srm, mine, theirs, dtype=torch.float64):
+    """SRM with codebooks built for two Outputs of given features."""
+    torch.manual_seed(5)
+    srm.start(student(), teacher_like(theirs), Output(tensors(2, 4), mine), Output(tensors(2, 4), theirs))
+    return srm.to(dtype)
+
+
+def teacher_like(_features):
+    return torch.nn.BatchNorm2d(3)
+
+
+# the sparse block, by NumPy's own loops
+
+
+def by_hand(x, codebook, intercept, atoms):
+    """(similarities, sparse code, rebuilt features) at every position, one after another."""
+    n, _, height, width = x.shape
+    s, code, back = (
+        np.zeros((n, codebook.shape[1], height, width)),
+        np.zeros((n, codebook.shape[1], height, width)),
+        np.zeros_like(x),
+    )
+    for i, h, w in np.ndindex(n, height, width):
+        s[i, :, h, w] = 1 / (1 + np.exp(-(x[i, :, h, w] @ codebook + intercept)))
+        kept = np.argsort(-s[i, :, h, w])[:atoms]
+        code[i, kept, h, w] = s[i, kept, h, w]
+        back[i, :, h, w] = codebook @ code[i, :, h, w]
+    return s, code, back
+
+
+@pytest.mark.parametrize("atoms", [1, 3, 10])
+@pytest.mark.parametrize("exact", [False, True])
+def test_sparse_block_is_that_of_a_loop_over_positions(atoms, exact):
+    x, codebook, intercept = tensors(2, 5, 3, 4), tensors(5, 10, seed=1), tensors(1, seed=2)
+    s, code, back = by_hand(x.numpy(), codebook.numpy(), float(intercept), atoms)
+    similarity = scores(x, codebook, intercept).sigmoid()
+    assert np.allclose(similarity, s, atol=1e-12)
+    ours = sparse(similarity, atoms, exact)
+    assert np.allclose(ours, code, atol=1e-12)
+    assert np.allclose(rebuilt(ours, codebook), back, atol=1e-11)
+    assert (ours != 0).sum(1).eq(atoms).all()
+
+
+def test_ties_keep_more_unless_exact():
+    s = torch.tensor([0.9, 0.5, 0.5, 0.1]).view(1, 4, 1, 1)
+    assert sparse(s, 2).flatten().tolist() == pytest.approx([0.9, 0.5, 0.5, 0])
+    assert (sparse(s, 2, exact=True) != 0).sum() == 2
+    assert (sparse(torch.full((1, 4, 1, 1), 0.5), 1) != 0).sum() == 4
+    assert (sparse(torch.full((1, 4, 1, 1), 0.5), 1, exact=True) != 0).sum() == 1
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_gradient_reaches_kept_entries_alone(exact):
+    s = torch.tensor([0.9, 0.3, 0.5, 0.1]).view(1, 4, 1, 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(sparse(s, 2, exact).sum(), s)
+    assert gradient.flatten().tolist() == [1, 0, 1, 0]
+
+
+def test_losses_equal_their_definitions():
+    teacher_s, student_s = tensors(3, 6, 2, 4).sigmoid(), tensors(3, 6, 2, 4, seed=1).sigmoid()
+    t, p = teacher_s.numpy(), student_s.numpy()
+    exponentials = np.exp(p)
+    total = 0.0
+    for i, h, w in np.ndindex(3, 2, 4):
+        total -= np.log(exponentials[i, t[i, :, h, w].argmax(), h, w] / exponentials[i, :, h, w].sum())
+    assert float(pixel_loss(student_s, teacher_s)) == pytest.approx(total / 24, abs=1e-9)
+    code = sparse(teacher_s, 2)
+    q, p = code.numpy().mean((2, 3)), p.mean((2, 3))
+    assert float(image_loss(student_s, code)) == pytest.approx(
+        -(q * np.log(p) + (1 - q) * np.log(1 - p)).mean(), abs=1e-9
+    )
+
+
+@pytest.mark.parametrize(("codewords", "floor"), [(256, 4.552), (512, 5.242), (2048, 6.625)])
+def test_pixel_floor(codewords, floor):
+    assert pixel_floor(codewords) == pytest.approx(floor, abs=1e-3)
+    index = torch.arange(codewords)
+    perfect = torch.eye(codewords).view(codewords, codewords, 1, 1)[index]
+    assert float(pixel_loss(perfect, perfect)) == pytest.approx(pixel_floor(codewords), rel=1e-5)
+    spread = torch.rand(4, codewords, 3, 3, generator=torch.Generator().manual_seed(0))
+    assert float(pixel_loss(spread, spread)) > pixel_floor(codewords)
+
+
+def test_image_loss_is_smallest_where_the_means_agree():
+    target = tensors(2, 5, 3, 3).sigmoid()
+    mean = target.mean((2, 3))
+    entropy = -(mean * mean.log() + (1 - mean) * (1 - mean).log()).mean()
+    assert float(image_loss(target, target)) == pytest.approx(float(entropy), abs=1e-12)
+    for seed in range(5):
+        assert image_loss(tensors(2, 5, 3, 3, seed=seed + 1).sigmoid(), target) > entropy
+
+
+# papers.md 2.ii: K and k at the three taps of the paper's teacher, from the code's int() rules
+
+
+@pytest.mark.parametrize(
+    ("mu", "codewords", "atoms"),
+    [
+        (1.5, [192, 384, 1536], {0.01: [1, 3, 15], 0.02: [3, 7, 30], 0.03: [5, 11, 46]}),
+        (2.0, [256, 512, 2048], {0.01: [2, 5, 20], 0.02: [5, 10, 40], 0.03: [7, 15, 61]}),
+        (3.0, [384, 768, 3072], {0.01: [3, 7, 30], 0.02: [7, 15, 61], 0.03: [11, 23, 92]}),
+    ],
+)
+def test_codebook_sizes_of_the_paper(mu, codewords, atoms):
+    for sparsity, expected in atoms.items():
+        sizes = [SRM(codewords=mu, sparsity=sparsity).size(channels) for channels in (128, 256, 1024)]
+        assert [size[0] for size in sizes] == codewords
+        assert [size[1] for size in sizes] == expected
+    assert SRM(codewords=2, sparsity=0.01).size(16) == (32, 1)  # the code's floor of one
+
+
+def test_codebook_starts_in_the_ranges_of_the_code():
+    torch.manual_seed(0)
+    book = Codebook(16, 32)
+    assert book.codewords.abs().max() <= math.sqrt(6 / 32)
+    assert book.codewords.abs().max() > 0.9 * math.sqrt(6 / 32)
+    assert -1 <= book.intercept.item() <= 1
+
+
+# the stages' losses
+
+
+@pytest.mark.parametrize("target", ["both", "pixel", "image"])
+@pytest.mark.parametrize("sigmoid_logits", [True, False])
+def test_stage_losses_equal_numpy(target, sigmoid_logits):
+    theirs = tuple(tensors(2, d, 8 // n, 8 // n, seed=n) for n, d in ((1, 6), (2, 10)))
+    mine = tuple(tensors(2, d, 8 // n, 8 // n, seed=9 + n) for n, d in ((1, 3), (2, 5)))
+    srm = started(
+        SRM(codewords=2, sparsity=0.1, target=target, taps=[0, 1], sigmoid_logits=sigmoid_logits), mine, theirs
+    )
+    outputs = Output(tensors(2, 4), mine), Output(tensors(2, 4), theirs)
+    rebuilding, matching = srm.rebuilding_loss(outputs[1]), srm.matching_loss(*outputs)
+    assert len(matching) == (4 if target == "both" else 2)
+    for tap in (0, 1):
+        book, guess = srm.teacher_codebooks[tap], srm.student_codebooks[tap]
+        c, b = book.codewords.detach().numpy(), book.intercept.item()
+        s, code, back = by_hand(theirs[tap].numpy(), c, b, max(1, int(c.shape[0] * 0.2)))
+        assert rebuilding[f"rebuilding {tap}"].item() == pytest.approx(
+            ((back - theirs[tap].numpy()) ** 2).mean(), abs=1e-9
+        )
+        z = np.einsum("ndhw,dk->nkhw", mine[tap].numpy(), guess.codewords.detach().numpy()) + guess.intercept.item()
+        p = 1 / (1 + np.exp(-z))
+        logits = p if sigmoid_logits else z
+        chosen = np.take_along_axis(logits, s.argmax(1)[:, None], 1)[:, 0]
+        pixel = (np.log(np.exp(logits).sum(1)) - chosen).mean()
+        q, p = code.mean((2, 3)), p.mean((2, 3))
+        image = -(q * np.log(p) + (1 - q) * np.log(1 - p)).mean()
+        if target != "image":
+            assert matching[f"pixel {tap}"].item() == pytest.approx(pixel, abs=1e-9)
+        if target != "pixel":
+            assert matching[f"image {tap}"].item() == pytest.approx(image, abs=1e-9)
+
+
+def test_no_gradient_into_the_teacher_or_its_codebooks_in_stage_two():
+    theirs = tuple(tensors(2, 6, 4, 4, seed=n).requires_grad_() for n in range(3))
+    mine = tuple(tensors(2, 3, 4, 4, seed=5 + n).requires_grad_() for n in range(3))
+    srm = started(SRM(), mine, theirs)
+    sum(srm.matching_loss(Output(None, mine), Output(None, tuple(f.detach() for f in theirs))).values()).backward()
+    assert all(p.grad is None for p in srm.teacher_codebooks.parameters())
+    assert all(p.grad is not None for p in srm.student_codebooks.parameters())
+    assert all(f.grad is not None for f in mine)
+
+
+def test_maps_of_other_sizes_are_averaged_down_and_the_pooled_tap_is_one_position():
+    theirs, mine = (tensors(2, 6, 8, 8),), (tensors(2, 3, 4, 4, seed=1),)
+    srm = started(SRM(taps=[0], pooled=True), mine, theirs)
+    matching = srm.matching_loss(Output(None, mine), Output(None, theirs))
+    assert list(matching) == ["pixel 0", "image 0", "pixel pooled", "image pooled"]
+    small = theirs[0].view(2, 6, 4, 2, 4, 2).mean((3, 5))
+    same = srm.matching_loss(Output(None, mine), Output(None, (small,)))
+    for name, value in matching.items():
+        assert value.item() == pytest.approx(same[name].item(), abs=1e-12)
+    mean = theirs[0].mean((2, 3), keepdim=True)
+    book = srm.teacher_codebooks[1]
+    expected = ((rebuilt(sparse(book(mean), srm.atoms[1]), book.codewords) - mean) ** 2).mean()
+    assert srm.rebuilding_loss(Output(None, theirs))["rebuilding pooled"].item() == pytest.approx(
+        expected.item(), abs=1e-12
+    )
+
+
+# bad values
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"target": "pixels"}, "did you mean"),
+        ({"sparsity": 0}, "srm.sparsity"),
+        ({"sparsity": 1.5}, "srm.sparsity"),
+        ({"codewords": 0}, "srm.codewords"),
+        ({"warm_up": -0.1}, "srm.warm_up"),
+        ({"codebook_epochs": -1}, "srm.codebook_epochs"),
+        ({"optimizer": "lion"}, "srm.optimizer"),
+        ({"learning_rate": 0}, "srm.learning_rate"),
+        ({"taps": []}, "srm.taps"),
+        ({"taps": "alle"}, "srm.taps"),
+        ({"freeze_statistics": True}, "probe"),
+        ({"within_budget": True, "every_lesson": True}, "every_lesson"),
+    ],
+)
+def test_bad_values_are_named(parameters, words):
+    with pytest.raises(Problem, match=words) as raised:
+        SRM(**parameters)
+    assert "\n" not in str(raised.value)
+
+
+def test_problems_before_any_training(data, teacher):
+    for srm, words in ((SRM(codewords=0.1), "codewords"), (SRM(taps=[0, 7]), "tap 7")):
+        network = student()
+        before = snapshot(network)
+        with pytest.raises(Problem, match=words):
+            distill(network, srm, teacher, data, RECIPE)
+        assert not changed(before, network)
+    with pytest.raises(Problem, match="needs a teacher"):
+        distill(student(), SRM(), None, data, RECIPE)
+    with pytest.raises(Problem, match="did you mean"):
+        make(["srm"], parameters={"srm": {"codeword": 2}})
+
+
+# the stages, by what each changes and in which order
+
+
+def watch(method, teacher, data, recipe=RECIPE, network=None):
+    """Run; returns (result, network, {phase: (student's changed entries, knowledge's)})."""
+    network = network or student()
+    knowledge, seen, last = Method.of(method).knowledge, {}, {}
+
+    def after_epoch(result, network):
+        name = result.last["phase"]
+        if last:
+            seen.setdefault(name, (set(), set()))
+            seen[name][0].update(changed(last["student"], network))
+            seen[name][1].update(changed(last["knowledge"], knowledge))
+        last.update(student=snapshot(network), knowledge=snapshot(knowledge))
+
+    result = distill(network, method, teacher, data, recipe, after_epoch=after_epoch)
+    return result, network, seen
+
+
+def test_each_stage_changes_what_it_should(data, teacher):
+    before = snapshot(teacher)
+    recipe = RECIPE.but(epochs=5)
+    result, network, seen = watch(SRM(codebook_epochs=0.8), teacher, data, recipe)
+    assert not changed(before, teacher) and not teacher.training
+    everything = set(network.state_dict())
+    assert seen["codebooks"][0] == set()
+    assert seen["codebooks"][1] == {f"teacher_codebooks.{i}.{p}" for i in range(3) for p in ("codewords", "intercept")}
+    assert seen["initialisation"][0] >= {n for n in everything if "weight" in n and "head" not in n}
+    assert not any("head" in name for name in seen["initialisation"][0])
+    # the first epoch of stage 2 is compared with the last of stage 1, so the teacher's codebooks must not appear
+    assert seen["initialisation"][1] == {
+        f"student_codebooks.{i}.{p}" for i in range(3) for p in ("codewords", "intercept")
+    }
+    assert seen["lesson"][0] == everything and seen["lesson"][1] == set()
+    assert [e["phase"] for e in result.curve] == ["codebooks"] * 4 + ["initialisation"] * 4 + ["lesson"] * 5
+    assert result.extra_parameters == sum(c * k + 1 + s * k + 1 for c, s, k in ((8, 4, 16), (16, 8, 32), (32, 16, 64)))
+    assert result.measured["srm_codewords"] == [16, 32, 64] and result.measured["srm_atoms"] == [1, 1, 1]
+
+
+def test_labels_of_the_data_play_no_part_before_the_lessons(data, teacher):
+    other = copy.copy(data)
+    other.labels = {split: (labels + 1) % 4 for split, labels in data.labels.items()}
+    ends = []
+    for version in (data, other):
+        result, _, _ = watch(SRM(), teacher, version)
+        ends.append([e["loss"] for e in result.curve if e["phase"] != "lesson"])
+    assert ends[0] == ends[1]
+
+
+def test_probe_learns_the_head_alone(data, teacher):
+    for hold in (False, True):
+        _, network, seen = watch(SRM(probe=True, freeze_statistics=hold), teacher, data)
+        names = set(network.state_dict())
+        moving = set() if hold else {n for n in names if "running" in n or "num_batches" in n}
+        # the first epoch of the lessons is compared with the last of stage 2
+        assert seen["lesson"][0] == {"head.weight", "head.bias"} | moving
+    held = HeldStatistics(network.train()).train()
+    assert len(held.norms) == 3 and not any(norm.training for norm in held.norms) and network.training
+
+
+def test_target_image_leaves_no_pixel_term(data, teacher):
+    result, _, _ = watch(SRM(target="image"), teacher, data)
+    terms = next(e for e in result.curve if e["phase"] == "initialisation")["loss"]
+    assert set(terms) == {"image 0", "image 1", "image -1"}
+
+
+def test_drift_moves_a_copy_of_the_statistics_and_only_in_stage_one(data, teacher):
+    before = snapshot(teacher)
+    srm = SRM(drift=True)
+    _, _, seen = watch(srm, teacher, data)
+    assert not changed(before, teacher) and not teacher.training
+    kept = {name.replace(":", "."): value for name, value in srm.statistics.named_buffers()}
+    assert kept.keys() == dict(teacher.named_buffers()).keys()
+    assert any(not torch.equal(value, before[name]) for name, value in kept.items())
+    assert not any("statistics" in name for name in seen["initialisation"][1] | seen["lesson"][1])
+    # independently: momentum's running average over the very batches that stage 1 saw
+    twin = copy.deepcopy(teacher).train()
+    srm = SRM(drift=True)
+    with torch.no_grad():
+        images = next(iter(data.batches(0, 0, 16))).images
+        srm.start(student(), teacher, student()(images), teacher(images))
+        for batch in data.batches(0, 1, 16):
+            twin(batch.images)
+            srm.look(teacher, batch.images, "fp32", learning=True)
+        theirs = srm.look(teacher, images, "fp32").features
+        expected = twin.eval()(images).features
+    assert all(torch.allclose(a, b) for a, b in zip(theirs, expected, strict=True))
+
+
+def test_fresh_optimizer_and_learning_rates(data, teacher):
+    recipe = RECIPE.but(epochs=20, momentum=0.5)
+    network, example = student(), next(iter(data.chunks("train", 8))).images
+    for fresh in (True, False):
+        srm = SRM(fresh_optimizer=fresh)
+        with torch.no_grad():
+            srm.start(network, teacher, network(example), teacher(example))
+        phases = list(srm.prepare(network, teacher, data, recipe, 0))
+        rates = {"codebooks": [], "initialisation": []}
+        for phase in phases:
+            start, stop = phase.span
+            for epoch in range(phase.recipe.epochs):
+                rates[phase.name].append(phase.recipe.rate(start + (stop - start) * epoch / phase.recipe.epochs))
+            assert phase.recipe.optimizer == "adam"
+            assert phase.recipe.weight_decay == (0 if phase.name == "codebooks" else 1e-4)
+            assert phase.student_epochs == (phase.name == "initialisation")
+        assert rates["codebooks"] == pytest.approx([1e-3] * 1 + [1e-4] * 6 + [1e-5] * 3)
+        assert rates["initialisation"] == pytest.approx([1e-3] * 3 + [1e-4] * 10 + [1e-5] * 3)
+        assert len(phases) == (6 if fresh else 2)
+
+
+def test_budgets():
+    assert SRM().epochs(200) == (100, 160)
+    assert SRM().warm_up(200) == (160, 0)
+    codebooks, spent = SRM(within_budget=True).epochs(180)
+    assert (codebooks, spent) == (50, 80) and SRM(within_budget=True).warm_up(180) == (80, 80)
+    assert SRM(warm_up=0, codebook_epochs=0).epochs(20) == (0, 0)
+
+
+def test_within_budget_gives_equal_student_epochs(data, teacher):
+    result, _, _ = watch(SRM(within_budget=True) + KD(), teacher, data, RECIPE.but(epochs=9))
+    phases = [e["phase"] for e in result.curve if "test" in e]
+    assert phases == ["initialisation"] * 4 + ["lesson"] * 5
+    assert result.teacher_images == 40 * len(result.curve)
+
+
+def test_training_improves_the_stages_own_objectives(data, teacher):
+    result, _, _ = watch(SRM(learning_rate=0.03, codebook_epochs=1, warm_up=1), teacher, data, RECIPE.but(epochs=10))
+    for phase, kind in (("codebooks", "rebuilding"), ("initialisation", "pixel"), ("initialisation", "image")):
+        losses = [
+            sum(v for n, v in e["loss"].items() if n.startswith(kind)) for e in result.curve if e["phase"] == phase
+        ]
+        floor = sum(pixel_floor(k) for k in (16, 32, 64)) if kind == "pixel" else 0
+        # what lies above the floor shrinks by a tenth at least
+        assert floor < losses[-1] < floor + 0.9 * (losses[0] - floor), (phase, kind, losses)
+
+
+def test_without_stages_srm_is_plain_distillation(data, teacher):
+    ends = []
+    for method in (KD(), SRM(warm_up=0, codebook_epochs=0) + KD()):
+        network = student()
+        distill(network, method, teacher, data, RECIPE)
+        ends.append(snapshot(network))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+class Twice(Curriculum):
+    """Two lessons from one teacher."""
+
+    def next(self, done, epochs, teachers, student, data):
+        return None if len(done) == 2 else Lesson("route", (0,), epochs // 2, restart=True, name=str(len(done)))
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_composes_with_a_curriculum(data, teacher, every):
+    result, _, _ = watch(Twice() * (KD() + SRM(every_lesson=every)), teacher, data, RECIPE.but(epochs=4))
+    preparing = [e["lesson"] for e in result.curve if e["phase"] == "initialisation"]
+    assert preparing == ([0] * 3 + [1] * 3 if every else [0] * 3)
+    assert [e["lesson"] for e in result.curve if e["phase"] == "lesson"] == [0, 0, 1, 1]
+    assert all(set(e["loss"]) == {"logits", "labels"} for e in result.curve if e["phase"] == "lesson")
+
+
+@pytest.mark.parametrize(("curriculum", "options"), [("rco", {}), ("pwkd", {})])
+def test_composes_with_the_papers_curricula(data, teacher, curriculum, options):
+    from kd.methods import Teachers
+    from kd.models import Supernet
+
+    torch.manual_seed(4)
+    supernet = Supernet(build("cnn3x8", 4, 1), [0.5, 1.0])
+    widths = []
+    for index in range(2):
+        network = copy.deepcopy(supernet)
+        network.select(index)
+        widths.append(network.eval())
+    route = [student(seed, "cnn3x8").eval() for seed in (7, 8)] + [teacher]
+    method = make(["srm", "kd"], curriculum, {curriculum: options})
+    network = student()
+    result = distill(network, method, Teachers(route=route, supernet=widths), data, RECIPE.but(epochs=12))
+    assert len(result.lessons) > 1
+    assert {e["lesson"] for e in result.curve if e["phase"] == "initialisation"} == {0}
+    assert math.isfinite(result.last["loss"]["logits"])
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5, 7])
+def test_resumed_is_uninterrupted_to_the_bit(data, teacher, tmp_path, stop):
+    def method():
+        return SRM(drift=True, codebook_epochs=1, warm_up=0.75, learning_rate=0.01) + KD()
+
+    recipe = RECIPE.but(epochs=4)
+    whole, network = None, student()
+    whole = distill(network, method(), teacher, data, recipe)
+    again = student()
+    count = []
+
+    def cut(result, _):
+        count.append(1)
+        if len(count) == stop + 1:  # the checkpoint of `stop` epochs is on disk, this epoch is lost
+            raise Interrupted
+
+    def checkpoint():
+        return Checkpoint(tmp_path / "run.safetensors", every=0, run="srm")
+
+    with pytest.raises(Interrupted):
+        distill(again, method(), teacher, data, recipe, checkpoint=checkpoint(), after_epoch=cut)
+    fresh = student(seed=99)
+    resumed = distill(fresh, method(), teacher, data, recipe, checkpoint=checkpoint())
+    assert len(whole.curve) == 11
+    assert resumed.curve == whole.curve and resumed.teacher_images == whole.teacher_images
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.state_dict().values(), fresh.state_dict().values(), strict=True)
+    )
+
+
+def test_same_seed_same_bytes(data, teacher):
+    ends = []
+    for _ in range(2):
+        network = student()
+        distill(network, SRM() + KD(), teacher, data, RECIPE, seed=3)
+        ends.append(snapshot(network))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_the_teacher_is_not_asked_where_nothing_is_learnt_from_it(data, teacher):
+    result, _, _ = watch(SRM(), teacher, data, RECIPE)
+    preparing = [e for e in result.curve if e["phase"] != "lesson"]
+    assert result.teacher_images == 40 * len(preparing)
+    result, _, _ = watch(SRM() + KD(), teacher, data, RECIPE)
+    assert result.teacher_images == 40 * len(result.curve)

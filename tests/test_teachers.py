@@ -1,0 +1,220 @@
+"""Routes and supernets: what is saved, what joint training does, and that a killed run ends in the same bytes."""
+
+import copy
+import functools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from tiny_route import RECIPE, tiny_data
+
+from kd import checkpoints, teachers
+from kd.distill import Checkpoint, evaluate, train
+from kd.errors import Problem
+from kd.models import Supernet, build
+from kd.teachers import Route, Widths, joint_loss, train_route, train_supernet
+
+torch.set_num_threads(1)
+WIDTHS = (0.25, 0.5, 1.0)
+BEGIN = textwrap.dedent("""
+    import functools, os, signal, sys
+    import torch
+    torch.set_num_threads(1)
+    sys.path.insert(0, "tests")
+    from tiny_route import RECIPE, tiny_data
+    from kd import teachers
+    from kd.distill import Checkpoint
+    teachers.Checkpoint = functools.partial(Checkpoint, every=0)
+    writes, real = 0, os.replace
+    def replace(*arguments):  # killed when a file is written but has not got its name yet: the worst instant
+        global writes
+        writes += 1
+        if writes == COUNT:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*arguments)
+    os.replace = replace
+""")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return tiny_data()
+
+
+@pytest.fixture(scope="module")
+def route_file(data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("route") / "route.safetensors"
+    train_route("cnn3x4", data, RECIPE, 4, path, seed=5)
+    return path
+
+
+@pytest.fixture(scope="module")
+def supernet_file(data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("supernet") / "supernet.safetensors"
+    train_supernet("cnn3x4", data, RECIPE, WIDTHS, path, seed=5)
+    return path
+
+
+def test_a_route_is_the_training_of_the_plain_network(route_file, data):
+    route = Route(route_file)
+    assert len(route) == 2 and route.epochs == [4, 6]  # every 4, and the converged one
+    torch.manual_seed(5)
+    network, states = build("cnn3x4", 3, 1), []
+    result = train(network, data, RECIPE, 5, after_epoch=lambda r, n: states.append(copy.deepcopy(n.state_dict())))
+    for index, epoch in enumerate(route.epochs):
+        mine = route[index].state_dict()
+        assert all(torch.equal(mine[k], v) for k, v in states[epoch - 1].items())
+        assert route.accuracy[index]["test"] == result.curve[epoch - 1]["test"] == evaluate(route[index], data)
+    assert torch.equal(route[-1].head.weight, network.head.weight) and not route[0].training
+    with pytest.raises(Problem, match=r"state 2 of the route: .* has 2"):
+        route[2]
+
+
+def test_every_state_is_a_network_of_its_own(route_file):
+    route = Route(route_file)
+    first = route[0]
+    with torch.no_grad():
+        first.head.weight.zero_()
+    assert route[0].head.weight.abs().sum() > 0 and route[1].head.weight.abs().sum() > 0
+
+
+def test_wrong_files(route_file, supernet_file, data, tmp_path):
+    with pytest.raises(Problem, match="not 'supernet'"):
+        Widths(route_file)
+    with pytest.raises(Problem, match="not 'route'"):
+        Route(supernet_file)
+    with pytest.raises(Problem, match="of network 'cnn3x4', not 'resnet8'"):
+        Route(route_file, network="resnet8")
+    with pytest.raises(Problem, match="missing"):
+        Route(tmp_path / "none.safetensors")
+    for every in (0, 7):
+        with pytest.raises(Problem, match=r"teacher\.every"):
+            train_route("cnn3x4", data, RECIPE, every, tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()
+    with safe_open(route_file, "pt") as file:
+        assert file.metadata().keys() == {"kd"}
+
+
+def test_joint_loss_against_numpy(data):
+    torch.manual_seed(0)
+    supernet = Supernet(build("cnn3x4", 3, 1), WIDTHS).double().eval()
+    batch = next(iter(data.batches(0, 0, 12)))
+    images, labels = batch.images.double(), np.array(batch.labels)
+
+    def log_softmax(logits):
+        logits = logits - logits.max(1, keepdims=True)
+        return logits - np.log(np.exp(logits).sum(1, keepdims=True))
+
+    with torch.no_grad():
+        logs = [np.array(supernet.select(i)(images).logits) for i in range(3)]
+        plain = {k: float(v) for k, v in joint_loss(supernet)(images, batch.labels).items()}
+        place = {k: float(v) for k, v in joint_loss(supernet, True, temperature=2.0)(images, batch.labels).items()}
+    entropy = [-log_softmax(x)[np.arange(12), labels].mean() for x in logs]
+    assert list(plain) == ["width 1", "width 0.5", "width 0.25"]
+    np.testing.assert_allclose(list(plain.values()), entropy[::-1], atol=1e-9)
+    soft = [log_softmax(x / 2.0) for x in logs]
+    kl = [4 * (np.exp(soft[2]) * (soft[2] - x)).sum(1).mean() for x in soft]
+    np.testing.assert_allclose(list(place.values()), [entropy[2], kl[1], kl[0]], atol=1e-9)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_gradients_of_the_widths_add_up(data, in_place):
+    """One backward of the sum is the sum of a backward per width, as slimmable networks accumulate them."""
+    torch.manual_seed(0)
+    supernet = Supernet(build("cnn3x4", 3, 1), WIDTHS).double().eval()
+    batch = next(iter(data.batches(0, 0, 12)))
+    loss = joint_loss(supernet, in_place)
+    sum(loss(batch.images.double(), batch.labels).values()).backward()
+    together = {k: p.grad.clone() for k, p in supernet.named_parameters()}
+    supernet.zero_grad()
+    for name in loss(batch.images.double(), batch.labels):
+        loss(batch.images.double(), batch.labels)[name].backward()
+    for name, parameter in supernet.named_parameters():
+        torch.testing.assert_close(parameter.grad, together[name], rtol=1e-10, atol=1e-12)
+    if in_place:  # the whole network learns from the labels alone: what narrow widths learn does not pull at it
+        supernet.zero_grad()
+        loss(batch.images.double(), batch.labels)["width 0.25"].backward()
+        head, norms = supernet.head.weight.grad, supernet.network.stages[2][1]
+        assert head[:, 4:].abs().sum() == 0 and norms[2].weight.grad is None and norms[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_joint_training_lowers_the_loss_of_every_width(data, in_place, tmp_path):
+    path = tmp_path / "supernet.safetensors"
+    accuracy = train_supernet("cnn3x4", data, RECIPE.but(epochs=12), WIDTHS, path, 5, distil_in_place=in_place)
+    widths = Widths(path)
+    torch.manual_seed(5)
+    fresh = Supernet(build("cnn3x4", 3, 1), WIDTHS).eval()
+    images = next(iter(data.chunks("train", 99)))
+    with torch.no_grad():
+        before, after = (joint_loss(n)(images.images, images.labels) for n in (fresh, widths[-1]))
+    assert all(after[width] < 0.8 * before[width] for width in before)
+    assert checkpoints.load_state(path)["curve"][-1]["loss"].keys() == before.keys()
+    assert len(widths) == 3 and widths.widths == list(WIDTHS)
+    for index in range(3):
+        assert widths[index].active == index
+        assert evaluate(widths[index], data) == accuracy[index]["test"] == widths.accuracy[index]["test"]
+    assert accuracy[-1]["test"] > 60  # a third by chance
+    with pytest.raises(Problem, match=r"width 3: .* has 3 widths"):
+        widths[3]
+    assert checkpoints.about(path)["distil_in_place"] is in_place
+
+
+def test_widths_are_networks_of_their_own(supernet_file):
+    widths = Widths(supernet_file)
+    narrow, whole = widths[0], widths[-1]
+    assert (narrow.active, whole.active, widths[-3].active) == (0, 2, 0)
+    images = torch.randn(4, 1, 8, 8)
+    assert [f.shape[1] for f in narrow(images).features] == [1, 2, 4]
+    assert [f.shape[1] for f in whole(images).features] == [4, 8, 16]
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("kind", ["route", "supernet"])
+def test_stopped_and_resumed_is_uninterrupted(kind, channels_last, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(teachers, "Checkpoint", functools.partial(Checkpoint, every=0))
+    recipe = RECIPE.but(channels_last=channels_last)
+
+    def make(path, resume=None, stop=None):
+        told = []
+
+        def report(text):
+            told.append(text)
+            if stop and len(told) == stop:
+                raise KeyboardInterrupt
+
+        if kind == "route":
+            train_route("cnn3x4", data, recipe, 2, path, 5, resume, report)
+        else:
+            train_supernet("cnn3x4", data, recipe, WIDTHS, path, 5, resume=resume, report=report)
+        return path.read_bytes()
+
+    whole = make(tmp_path / "whole.safetensors")
+    for stop in (3, 2):
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "again.safetensors", tmp_path / "resume", stop)
+        assert not (tmp_path / "again.safetensors").exists()
+    assert make(tmp_path / "again.safetensors", tmp_path / "resume") == whole
+
+
+@pytest.mark.parametrize("kill", [4, 8])
+def test_killed_while_writing(kill, data, route_file, tmp_path):
+    """kill -9 between a file's last byte and its name; the next run goes on, to the bytes of one never killed."""
+    path, resume = tmp_path / "route.safetensors", tmp_path / "resume"
+    line = f'teachers.train_route("cnn3x4", tiny_data(), RECIPE, 4, {str(path)!r}, 5, {str(resume)!r})'
+    code = BEGIN.replace("COUNT", str(kill)) + line
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not path.exists() and (resume / "running.safetensors").exists()
+    epochs = []
+    train_route("cnn3x4", data, RECIPE, 4, path, 5, resume, report=epochs.append)
+    assert len(epochs) < RECIPE.epochs  # it went on, and did not begin again
+    assert path.read_bytes() == route_file.read_bytes()
