@@ -140,7 +140,7 @@ def command_search(options):
 
 def command_show(options):
     """Print the records behind a table's cell."""
-    from kd.tables import show
+    from kd.show import show
 
     print(show(options.table, options.row, options.profile))
 
@@ -166,6 +166,9 @@ def command_lint(options):
     complaints = [line for path in sorted((ROOT / "notebooks").glob("*.ipynb")) for line in check_clean(path)]
     if complaints:
         raise Problem("; ".join(complaints))
+    from kd.readme import write_readme
+
+    write_readme(check=True)
 
 
 def command_clean(options):

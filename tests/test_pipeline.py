@@ -154,7 +154,7 @@ def test_switching_away_and_back_retrains_nothing(project):
         (["kd", "run", "notebooks/01_kd.ipynb", "--out", "x.ipynb", "--params", "params.yaml:kdd"], "did you mean 'kd'"),
         (["kd", "use", "digit"], "did you mean 'digits'"),
         (["kd", "show", "kd_man", "KD"], "did you mean 'kd_main'"),
-        (["kd", "show", "kd_main", "kd"], "has no row 'kd'"),
+        (["kd", "show", "kd_main", "KR"], "has no row 'KR'"),
         (["kd", "fetch", "cifar1000"], "cifar100"),
     ],
 )

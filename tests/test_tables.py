@@ -10,7 +10,7 @@ import pytest
 import yaml
 from scipy import stats
 
-from kd import effects, plan, readme, records, study, tables
+from kd import effects, plan, readme, records, show, study, tables
 from kd.errors import Problem
 from kd.methods import CURRICULA, KNOWLEDGE, make
 from kd.records import COLUMNS, frame
@@ -214,6 +214,7 @@ def repository(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(made_up_params(profile="digits")))
     monkeypatch.setenv("KD_PARAMS", str(tmp_path / "params.yaml"))
     monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(show, "ROOT", tmp_path)
     monkeypatch.setattr(tables, "names", lambda: ["kd_main", "common", "combined"])
     return tmp_path
 
@@ -279,28 +280,34 @@ def test_several_pairs_get_a_table_each():
 
 
 def test_show(repository):
-    text = tables.show("kd_main", "KD")
+    text = show.show("kd_main", "KD")
     for expected in ("temperature=4.0", "epochs=20", "route md5 tttt", "torch 9.9", "93.44", "kd_main-KD-2", "md5 dddd"):
         assert expected in text
     with pytest.raises(Problem, match="did you mean 'student alone'"):
-        tables.show("kd_main", "student alon")
+        show.show("kd_main", "studnt alone")
     with pytest.raises(Problem, match="not run: stands in the figures of its own training"):
-        tables.show("common", "teacher, as reported")
+        show.show("common", "teacher, as reported")
     with pytest.raises(Problem, match="has no records in profile digits; run `dvc repro combined`"):
-        tables.show("common", "FitNet")
+        show.show("common", "FitNet")
     with pytest.raises(Problem, match="unknown table 'kd_man'.*kd_main"):
-        tables.show("kd_man", "KD")
+        show.show("kd_man", "KD")
+
+
+def test_a_row_is_found_by_a_part_of_its_name_that_no_other_has():
+    rows = ["KD", "KD, 3 x epochs", "greedy search (GS)"]
+    assert show.row_called("GS", rows) == "greedy search (GS)" and show.row_called("KD", rows) == "KD"
+    assert show.row_called("kd", rows) is None and show.row_called("XX", rows) is None
 
 
 def test_show_on_a_fresh_clone(repository):
     tables.write_reports(repository / "reports" / "digits")
     for path in (repository / "runs" / "digits" / "kd").iterdir():
         path.unlink()
-    text = tables.show("kd_main", "KD")
+    text = show.show("kd_main", "KD")
     assert "93.44" in text and "kd_main-KD-2" in text and "dvc pull" in text and "tttt" in text
     (repository / "reports" / "digits" / "results.csv").unlink()
     with pytest.raises(Problem, match="results.csv is missing; run `make repro`"):
-        tables.show("kd_main", "KD")
+        show.show("kd_main", "KD")
 
 
 README = """# Title
