@@ -121,7 +121,6 @@ class Peer:
         from dataset import cifar100
         from distiller_zoo import DistillKL
         from helper.loops import train_distill
-
         from models import model_dict
 
         self.loop, self.models, self.divergence, self.steps = train_distill, model_dict, DistillKL, steps
