@@ -152,6 +152,17 @@ def command_plan(options):
     print(plan())
 
 
+def command_cost(options):
+    """Say on what and for how long the students of a profile trained, a method a line."""
+    from kd.checkpoints import write_atomically
+    from kd.plan import cost
+
+    text = cost(options.profile)
+    print(text)
+    if options.out:
+        write_atomically(Path(options.out), text)
+
+
 def command_readme(options):
     """Write the generated parts of README.md from the records, between their markers."""
     from kd.readme import write_readme
@@ -240,6 +251,9 @@ def parser():
     show.add_argument("row")
     show.add_argument("--profile", help="default: the one in params.yaml")
     add("plan", command_plan)
+    cost = add("cost", command_cost)
+    cost.add_argument("--profile", help="default: the one in params.yaml")
+    cost.add_argument("--out", help="also write it there, e.g. reports/digits/cost.md, to which tables.md then leads")
     readme = add("readme", command_readme)
     readme.add_argument("--check", action="store_true", help="change nothing; fail if README.md does not hold the records' numbers")
     add("lint", command_lint)

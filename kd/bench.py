@@ -251,7 +251,7 @@ def time_pairs(steps, repeats, device, peer_path=None, compile_seconds=0, pairs=
             rows.append(row)
             say("{pair}  {variant:20s} {ms:8.1f} ms a step  {images_per_second:8.0f} images/s".format(**row)
                 + (f"  {row['ratio_to_peer']:.2f} times {PEER}" if peer else ""))
-    notes += [f"ceiling, {str(dtype).split('.')[1]}: {value / 1e9:.0f} billion operations a second" for dtype, value in ceilings.items()]
+    notes += [f"the large product, {str(dtype).split('.')[1]}: {value / 1e9:.0f} billion operations a second" for dtype, value in ceilings.items()]
     if peer:
         notes.append(f"{PEER}: {peer.workers} loader workers, batches of 64, fp32, its own networks, transforms and loop")
     return rows, notes
@@ -428,7 +428,7 @@ def start_up(repeats=3):
 
     notes = [f"`import {name}`: {seconds('-c', f'import {name}'):.2f} s, a python with nothing else loaded" for name in ("torch", "kd")]
     try:
-        idle = python("-m", "dvc", "status", "--quiet") and seconds("-m", "dvc", "repro")
+        idle = python("-m", "dvc", "status", "--quiet", "dvc.yaml") and seconds("-m", "dvc", "repro")
         return [*notes, f"`dvc repro` with nothing to do: {idle:.2f} s"]
     except subprocess.CalledProcessError:
         return [*notes, "`dvc repro` with nothing to do: not measured, the pipeline has something to do here"]
@@ -438,14 +438,8 @@ def start_up(repeats=3):
 
 
 def machine(device):
-    threads = "" if device.startswith("cuda") else f", {torch.get_num_threads()} threads of {os.cpu_count()} cores"
-    return f"{processor() if device == 'cpu' else device_name(device)}{threads}; Python {platform.python_version()}, torch {torch.__version__}"
-
-
-def processor():
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    threads = "" if device.startswith("cuda") else f", {torch.get_num_threads()} threads"
+    return f"{device_name(device)}{threads}; Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def table(rows, columns):
@@ -461,12 +455,12 @@ def page(results, notes, about, command):
     text = ["# Benchmark", f"Machine: {about}.", f"To repeat it: `{command}`"]
     if rows := results.get("steps"):
         text += ["## A training step", f"KD, batches of 64 random 32x32 images, augmentation included; medians of {rows[0]['n']} turns of {rows[0]['steps']} steps, "
-                 "least and most in brackets. The share is of the arithmetic's time at the speed of a large matrix product in the same type. "
+                 "least and most in brackets. Of a product's speed: the arithmetic done in a second, over that of a large matrix product in the same type; convolutions may be faster than it. "
                  "bf16: both networks run in bfloat16, losses and weights of the student stay in fp32, the teacher's norms are folded into its convolutions."]
         for row in rows:
             row["spread"] = f"{row['low']:.1f} to {row['high']:.1f}"
         columns = {"pair": ("pair", ""), "variant": ("variant", ""), "ms a step": ("ms", ".1f"), "spread": ("spread", ""),
-                   "images/s": ("images_per_second", ".0f"), "share of ceiling": ("share_of_ceiling", ".0%")}
+                   "images/s": ("images_per_second", ".0f"), "of a product's speed": ("share_of_ceiling", ".0%")}
         if "ratio_to_peer" in rows[0]:
             columns[f"times {PEER}"] = ("ratio_to_peer", ".2f")
         text += [table(rows, columns), "![Time of a training step](benchmark.png)"]

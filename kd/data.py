@@ -259,18 +259,29 @@ def normaliser(mean, std, width, device, dtype):
 
 
 def load_data(
-    name, source=None, validation=None, padding=None, flip=None, size=None, mean=None, std=None, cache="data"
+    name,
+    source=None,
+    validation=None,
+    padding=None,
+    flip=None,
+    size=None,
+    mean=None,
+    std=None,
+    images_per_class=None,
+    md5=None,
+    cache="data",
 ):
     """Data from an archive, or from the tensors an earlier call left in the folder `cache` (None: keep nothing).
 
     name:       digits (in scikit-learn; 8x8 grey, 1000/257/540 images), cifar10, cifar100 (fine labels), or
                 imagefolder (train/CLASS/* and test/CLASS/*, possibly below one top folder; grey if all are).
     source:     archive or folder; cifar10 and cifar100 default to the archive of data.dvc, whose size and md5
-                are then checked. The content of another source is the caller's affair.
+                are then checked. Another source is checked against `md5`, if given.
     validation: images held out of train, stratified by class, always the same; default 257 for digits, else 0.
     padding:    pixels; default an eighth of the height: 4 at 32x32.  flip: default yes, except for digits.
     size:       imagefolder: resize to size x size pixels (shorter side, then the centre); default: as they are.
     mean, std:  one number a channel in [0, 1] units; default those of train.
+    images_per_class: train images kept of each class, always the same ones; default all. See Data.few.
 
     Raises Problem for whatever is wrong with these or with the files.
     """
@@ -288,7 +299,7 @@ def load_data(
             raise Problem(f"digits come with scikit-learn: source={str(source)!r} must go")
         data = _data(name, *_digits(), validation)
     else:
-        source, digest = source_of(name, source, cache)
+        source, digest = source_of(name, source, cache, md5)
         options = hashlib.md5(
             json.dumps([FORMAT, validation, size]).encode(), usedforsecurity=False
         ).hexdigest()
@@ -314,7 +325,8 @@ def load_data(
         raise Problem(
             f"mean={mean}, std={std}: {data.image_shape[0]} numbers each (one a channel), std above 0"
         )
-    return dataclasses.replace(data, mean=mean, std=std, padding=padding, flip=flip)
+    data = dataclasses.replace(data, mean=mean, std=std, padding=padding, flip=flip)
+    return data.few(images_per_class, 0) if images_per_class else data
 
 
 def _data(name, classes, train, test, validation):

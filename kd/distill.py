@@ -8,6 +8,7 @@ A run is a list of lessons (which teacher, when?); a lesson is a list of phases 
 itself); a phase is epochs over the training images. `run_phase` is the only place that steps an optimizer.
 """
 
+import copy
 import math
 import time
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 
 from kd import checkpoints
 from kd.errors import Problem
-from kd.methods import Knowledge, Labels, Learner, Lesson, Method, Phase, Teachers, freeze
+from kd.methods import Labels, Learner, Lesson, Method, Phase, Teachers, freeze
 from kd.models import evaluate, run_networks
 from kd.models.folded import folded
 
@@ -129,7 +130,9 @@ def distill(student, method, teacher, data, recipe, seed=0, checkpoint=None, rep
     checkpoint: a Checkpoint to save to and to resume from, to the same bits as an uninterrupted run.
     report: (text) -> None, told where the run is once an epoch. after_epoch, after_lesson: (result, student) -> None.
 
-    Test accuracy is recorded every epoch and decides nothing.
+    Test accuracy is recorded every epoch and decides nothing. Where a method chooses among states (Phase.choose), the curve's
+    entry at that end says so: "chosen" is the number in the curve, from 0, of the entry whose state the run goes on with, and
+    the entry's accuracies are that state's.
     """
     method = Method.of(method)
     knowledge, curriculum = method.knowledge, method.curriculum
@@ -147,6 +150,7 @@ def distill(student, method, teacher, data, recipe, seed=0, checkpoint=None, rep
     example = next(iter(data.chunks("train", 8))).images
     result, shapes, hooks, began = Result(), None, [], time.monotonic()
     kept = None  # the states of the last lesson's optimizers, for a lesson that goes on without a restart
+    best = None  # the best state scored since the last choice; in the checkpoint, because a phase that is over never runs again
 
     def begin(lesson):
         """The lesson's teachers, frozen, and the method's modules built for their shapes."""
@@ -180,7 +184,7 @@ def distill(student, method, teacher, data, recipe, seed=0, checkpoint=None, rep
         result.teacher_images += len(inputs[0])
 
     def lesson_loss(networks):
-        if not knowledge.needs_teacher or all(type(part).loss is Knowledge.loss for part in knowledge.parts()):
+        if not knowledge.teaches:
             networks = []  # nothing is learnt from a teacher now, so none need be asked
         if recipe.precision == "bf16":
             networks = [folded(network, torch.bfloat16) for network in networks]
@@ -210,13 +214,37 @@ def distill(student, method, teacher, data, recipe, seed=0, checkpoint=None, rep
         past = sum(lesson.epochs for lesson in result.lessons[:number])
         span = (0.0, 1.0) if lesson.restart else (past / budget, (past + lesson.epochs) / budget)
         lesson_recipe = recipe.but(epochs=lesson.epochs, schedule=lesson.schedule or recipe.schedule)
-        yield Phase("lesson", [main, *knowledge.peers(student, teacher_network)], lesson_recipe, span, student_epochs=True)
+        learners = [main, *knowledge.peers(student, teacher_network)]
+        yield Phase("lesson", learners, lesson_recipe, span, student_epochs=True, score=knowledge.score, choose=True)
+
+    def weights():
+        return {"student": student.state_dict(), "knowledge": knowledge.state_dict()}
+
+    def accuracies():
+        return {split: evaluate(student, data, split, recipe.precision) for split in ("validation", "test")}
+
+    def choose(phase, entry, optimizers):
+        """Remember a state that scores best, and at the end of a phase that chooses, go on with the one remembered."""
+        nonlocal best
+        score = phase.score(entry) if phase.score and phase.ends_stretch(entry["epoch"]) else None
+        if score is not None:
+            entry["score"] = score
+            if best is None or score < best["score"]:
+                best = {"score": score, "entry": len(result.curve), "weights": copy.deepcopy(weights())}
+        if best and phase.choose and entry["epoch"] == phase.recipe.epochs:
+            entry["chosen"] = best["entry"]
+            if best["entry"] < len(result.curve):
+                student.load_state_dict(best["weights"]["student"])
+                knowledge.load_state_dict(best["weights"]["knowledge"])
+                for optimizer in optimizers:
+                    optimizer.state.clear()  # what it remembers is of other weights
+                entry |= accuracies() if phase.student_epochs else {}
+            best = None
 
     def epoch_is_over(phase, place, optimizers, means):
         entry = {"lesson": len(result.lessons) - 1, "phase": phase.name, "epoch": place["epoch"], "loss": means}
-        if phase.student_epochs:
-            entry["validation"] = evaluate(student, data, "validation", recipe.precision)
-            entry["test"] = evaluate(student, data, "test", recipe.precision)
+        entry |= accuracies() if phase.student_epochs else {}
+        choose(phase, entry, optimizers)
         result.curve.append(entry)
         if report:
             which = f"{result.lessons[-1].name} " if result.lessons[-1].name and len(result.lessons) > 1 else ""
@@ -225,7 +253,7 @@ def distill(student, method, teacher, data, recipe, seed=0, checkpoint=None, rep
             after_epoch(result, student)
         if checkpoint.due():
             state = {"curve": result.curve, "lessons": [vars(lesson) for lesson in result.lessons], "place": place}
-            state |= {"student": student.state_dict(), "knowledge": knowledge.state_dict(), "kept": kept}
+            state |= weights() | {"kept": kept, "best": best}
             state |= {"optimizers": [o.state_dict() for o in optimizers], "random": random_state(device)}
             checkpoint.save(state | {"teacher_images": result.teacher_images})
 
@@ -245,7 +273,7 @@ def distill(student, method, teacher, data, recipe, seed=0, checkpoint=None, rep
         networks = begin(lesson)
         checkpoints.load_weights(knowledge, saved["knowledge"], checkpoint.path)
         result.curve, result.teacher_images = saved["curve"], saved["teacher_images"]
-        place, resumed, kept = saved["place"], saved["optimizers"], saved["kept"]
+        place, resumed, kept, best = saved["place"], saved["optimizers"], saved["kept"], saved["best"]
         restore_random_state(saved["random"], device)
     else:
         lesson = next_lesson()

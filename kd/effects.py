@@ -9,6 +9,8 @@ interval is Student's t over seeds, and the p-values of a family are corrected b
     interaction of a, b    mean over r   [y(a, b, r) - y(no a, b, r)] - [y(a, no b, r) - y(no a, no b, r)]
     beyond the sum         [y(cell) - y(kd)] - sum over the cell's parts p of [y(p) - y(kd)]
 
+Where only a corner of the grid ran, the means are over the settings r of which all cells ran; `estimated` counts them.
+
 "no rco" and "no pwkd" are the fixed curriculum. A part of `rco * (kd + kr + srm)` is what it holds beyond plain KD, each alone with kd:
 `rco * kd`, `kd + kr` and `kd + srm`; a part of `rco * kr` is `rco * kd` and `kr`.
 """
@@ -92,16 +94,29 @@ def factors():
 
 
 def mean_difference(accuracy, pairs):
-    """Mean over the pairs of columns of their difference, a Series by seed; None when a cell did not run."""
-    if not all(name in accuracy for pair in pairs for name in pair):
-        return None
-    return sum(accuracy[a] - accuracy[b] for a, b in pairs) / len(pairs)
+    """Mean over the pairs of columns of their difference, a Series by seed; pairs of which a cell did not run are left out."""
+    ran = [(a, b) for a, b in pairs if a in accuracy and b in accuracy]
+    return sum(accuracy[a] - accuracy[b] for a, b in ran) / len(ran)
+
+
+def estimated(accuracy):
+    """{factor: (settings of the others of which both cells ran, all settings)}; a single setting is no average and counts as none."""
+    ran = {name: sum(a in accuracy and b in accuracy for a, b in pairs) for name, pairs in factors().items()}
+    return {name: (count if count > 1 else 0, len(factors()[name])) for name, count in ran.items()}
+
+
+def settings(accuracy):
+    """In words, what is averaged over and what cannot be estimated, where only a corner of the grid ran; "" when all of it did."""
+    counts = estimated(accuracy)
+    some = [f"`{name}` {ran} of {all_of}" for name, (ran, all_of) in counts.items() if 0 < ran < all_of]
+    none = [name for name, (ran, _) in counts.items() if not ran]
+    text = [f"Settings of the other factors that ran, and are averaged over: {', '.join(some)}."] if some else []
+    return " ".join([*text, f"Not estimated, because too little of the grid ran: {listed(none)}." if none else ""]).strip()
 
 
 def main_effects(accuracy):
-    """What rco, pwkd, kr, srm, iekd and kd add, averaged over everything else; those whose cells did not all run are left out."""
-    found = {name: mean_difference(accuracy, pairs) for name, pairs in factors().items()}
-    return tested({name: values for name, values in found.items() if values is not None})
+    """What rco, pwkd, kr, srm, iekd and kd add, averaged over everything else; those with fewer than two settings are left out."""
+    return tested({name: mean_difference(accuracy, pairs) for name, pairs in factors().items() if estimated(accuracy)[name][0]})
 
 
 def interactions(accuracy):
@@ -112,10 +127,11 @@ def interactions(accuracy):
             continue  # two curricula exclude each other
         effect, has_b = factors()[a], {name for name, _ in factors()[b]}
         without_b = {name for _, name in factors()[b]}
-        there = mean_difference(accuracy, [pair for pair in effect if set(pair) <= has_b])
-        absent = mean_difference(accuracy, [pair for pair in effect if set(pair) <= without_b])
-        if there is not None and absent is not None:
-            found[f"{a} x {b}"] = there - absent
+        there, absent = ([pair for pair in effect if set(pair) <= cells] for cells in (has_b, without_b))
+        squares = [(t, o) for t, o in zip(there, absent, strict=True) if all(name in accuracy for name in (*t, *o))]
+        if squares:
+            there, absent = zip(*squares, strict=True)
+            found[f"{a} x {b}"] = mean_difference(accuracy, there) - mean_difference(accuracy, absent)
     return tested(found)
 
 
@@ -217,6 +233,8 @@ def answer(accuracy, spent=None):
 
     "Better" and "worse" are said of intervals that exclude zero also after Holm's correction within the family.
     """
+    if "kd" not in accuracy:
+        return ["Plain KD did not run in this study, so that there is nothing to compare with."]
     against, seeds = gains(accuracy), len(accuracy)
     better, worse = sorted_by(against, "better"), sorted_by(against, "worse")
     undecided = sorted_by(against, "not after correction")
@@ -236,7 +254,8 @@ def answer(accuracy, spent=None):
         )
     else:
         said.append("Plain KD itself has the highest mean, or shares it.")
-    for title, family in (("On average over everything else", main_effects(accuracy)), ("Two at a time", interactions(accuracy))):
+    average = "On average over the settings that ran" if settings(accuracy) else "On average over everything else"
+    for title, family in ((average, main_effects(accuracy)), ("Two at a time", interactions(accuracy))):
         if len(family):
             up, down = sorted_by(family, "better"), sorted_by(family, "worse")
             if title == "Two at a time":
@@ -247,6 +266,7 @@ def answer(accuracy, spent=None):
                 text += [f"{listed(down)} lower it" if len(down) > 1 else f"{listed(down)} lowers it"] * bool(down)
                 text = text or ["no factor changes the accuracy beyond its interval"]
             said.append(f"{title}, {', and '.join(text)}.")
+    said += [settings(accuracy)] if settings(accuracy) else []
     total, each = beyond_the_sum(accuracy), beyond_each_part(accuracy)
     if len(total):
         more, less = sorted_by(total, "better"), sorted_by(total, "worse")
@@ -283,16 +303,22 @@ def bars(family, title=""):
         ax.errorbar(line["mean"], place, xerr=width, fmt="o", color=colour.get(line["verdict"], "0.4"), capsize=3, markersize=5)
     ax.axvline(0, color="0.6", linewidth=0.8)
     ax.set_yticks(range(len(family))[::-1], family["name"])
+    ax.set_ylim(-0.6, len(family) - 0.4)
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="percentage points, with 95 % interval", title=title)
     return figure
 
 
 def heat_map(accuracy):
-    """Mean paired gain over KD of every cell, in points; a star where better or worse than KD after correction. Returns the figure."""
+    """Mean paired gain over KD of every cell, in points; a star where better or worse than KD after correction. Returns the figure.
+
+    Rows and columns of the grid of which nothing ran are left out.
+    """
     lines = gains(accuracy).set_index("name")
-    values, texts = np.full((len(SETS), len(CURRICULA)), np.nan), {}
-    for (i, knowledge), (j, curriculum) in product(enumerate(SETS), enumerate(CURRICULA)):
+    sets = [k for k in SETS if any(name_of(c, k) in accuracy for c in CURRICULA)]
+    curricula = [c for c in CURRICULA if any(name_of(c, k) in accuracy for k in SETS)]
+    values, texts = np.full((len(sets), len(curricula)), np.nan), {}
+    for (i, knowledge), (j, curriculum) in product(enumerate(sets), enumerate(curricula)):
         name = name_of(curriculum, knowledge)
         if name == "kd":
             values[i, j], texts[i, j] = 0.0, "KD: 0"
@@ -300,13 +326,13 @@ def heat_map(accuracy):
             values[i, j] = lines.loc[name, "mean"]
             texts[i, j] = f"{values[i, j]:+.2f}" + "*" * (lines.loc[name, "verdict"] in ("better", "worse"))
     reach = max(float(np.nanmax(np.abs(values))), 1e-6)
-    figure, ax = plt.subplots(figsize=(5.6, 4.6))
+    figure, ax = plt.subplots(figsize=(5.6, 1.3 + 0.3 * len(sets)))
     shown = ax.imshow(values, cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto")
     for (i, j), text in texts.items():
         dark = abs(values[i, j]) > 0.6 * reach
         ax.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else "black", fontweight="bold" if "*" in text else None)
-    ax.set_xticks(range(len(CURRICULA)), CURRICULA)
-    ax.set_yticks(range(len(SETS)), [" + ".join(knowledge) for knowledge in SETS])
+    ax.set_xticks(range(len(curricula)), curricula)
+    ax.set_yticks(range(len(sets)), [" + ".join(knowledge) for knowledge in sets])
     ax.set(xlabel="curriculum", ylabel="knowledge")
     ax.grid(visible=False)
     figure.colorbar(shown, ax=ax, label="gain over KD (points)")
@@ -327,5 +353,5 @@ def cost_figure(spent):
     for place, line in enumerate(front.to_dict("records")):
         ax.annotate(line["name"], (line["cost"], line["mean"]), xytext=(6, 8 + 11 * (place % 2)), textcoords="offset points", fontsize=8)
     ax.set(xlabel="multiply-adds of training, relative to plain KD", ylabel="top-1 accuracy on test (%)")
-    ax.legend(fontsize=8, loc="lower right")
+    figure.legend(fontsize=8, loc="outside right center")
     return figure

@@ -177,8 +177,11 @@ def _bar(total, initial, label):
     return tqdm(total=total, initial=initial, desc=label, unit="B", unit_scale=True, disable=None)
 
 
-def source_of(name, source, cache):
-    """(path to read, md5 of its bytes; of a folder's names, sizes and times). Problem if missing or not right."""
+def source_of(name, source, cache, md5=None):
+    """(path to read, md5 of its bytes; of a folder's names, sizes and times). Problem if missing or not right.
+
+    md5: what the archive at `source` must have; None: anything.
+    """
     wanted = archive(name) if source is None and name != "imagefolder" else None
     if source is None and wanted is None:
         raise Problem("imagefolder needs a source: a folder or archive with train/CLASS/* and test/CLASS/*")
@@ -202,6 +205,8 @@ def source_of(name, source, cache):
     if wanted and digest != wanted.md5:
         what = f"{path} is not the archive of data.dvc ({digest})"
         raise Problem(f"{what}: delete it and run `python -m kd fetch {name}`")
+    if md5 and digest != md5:
+        raise Problem(f"{path} is not the archive this profile was made for (md5 {digest}, not {md5}): get it again, or set data.md5 to null")
     return path, digest
 
 

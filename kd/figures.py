@@ -28,7 +28,7 @@ def style():
 
 
 def images(tensor, titles=None, columns=10, scale=0.9):
-    """A grid of images. tensor: (N, C, H, W), uint8 or float of any range (stretched to its own); titles: N strings."""
+    """A grid of images. tensor: (N, C, H, W), uint8 or float of any range (stretched to its own); titles: N strings, cut to fit."""
     tensor = tensor.float()
     rows = -(-len(tensor) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(columns * scale, rows * (scale + (0.25 if titles else 0))), squeeze=False)
@@ -39,8 +39,14 @@ def images(tensor, titles=None, columns=10, scale=0.9):
         picture = ((image - low) / (high - low + 1e-12)).permute(1, 2, 0).squeeze(-1)
         axis.imshow(picture.cpu().numpy(), vmin=0, vmax=1)
         if titles:
-            axis.set_title(str(titles[index]), fontsize=8)
+            axis.set_title(short(titles[index], int(14 * scale)), fontsize=8)
     return figure
+
+
+def short(name, most=12):
+    """A class's name, cut where it is longer than `most` letters: it has to stand beside others."""
+    name = str(name)
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def curves(series, xlabel="epoch", ylabel="test accuracy (%)", ax=None, marks=()):
@@ -68,14 +74,17 @@ def curves(series, xlabel="epoch", ylabel="test accuracy (%)", ax=None, marks=()
 def table_figure(lines, title=""):
     """A dot and its 95 % interval a row, one panel a pair; the reported value, where known, as an open diamond.
 
-    lines: the DataFrame of kd.records.summary. Reported values belong to other data, so they get an axis of their own on top.
+    lines: the DataFrame of kd.records.summary; rows that did not run are left out, and None is returned when nothing ran.
+    Reported values belong to other data, so they get an axis of their own on top.
     """
+    lines = lines[lines["n"] > 0]
+    if not len(lines):
+        return None
     pairs = list(lines["pair"].unique())
-    rows = max((lines["pair"] == pair).sum() for pair in pairs) if pairs else 1
-    count = max(len(pairs), 1)
+    rows, count = max((lines["pair"] == pair).sum() for pair in pairs), len(pairs)
     figure, axes = plt.subplots(count, 1, figsize=(6.8, count * (0.9 + 0.32 * rows)), squeeze=False)
     for ax, pair in zip(axes[:, 0], pairs, strict=True):
-        here = lines[(lines["pair"] == pair) & (lines["n"] > 0)].reset_index(drop=True)
+        here = lines[lines["pair"] == pair].reset_index(drop=True)
         y = np.arange(len(here))[::-1]
         colours = {"better": COLOURS[2], "worse": COLOURS[1]}
         for position, line in zip(y, here.to_dict("records"), strict=True):

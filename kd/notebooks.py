@@ -187,13 +187,20 @@ def check_clean(path):
 
 # Execution
 
+_last_line = -math.inf  # when `report` last wrote a line of its own
+
+
 def report(text):
-    """One line on how far a long computation is: to the terminal of the run, never into the notebook."""
+    """One line on how far a long computation is: to the terminal or log of the run, never into the notebook."""
+    global _last_line
     line = " ".join(str(text).split())
     if path := os.environ.get("KD_PROGRESS"):
         Path(path).write_text(line, encoding="utf-8")
     elif sys.stderr.isatty():
         print(f"\r\x1b[K{line[:100]}", end="", file=sys.stderr, flush=True)
+    elif "ipykernel" not in sys.modules and time.monotonic() - _last_line >= 10:  # a log file: a line every 10 s at most
+        _last_line = time.monotonic()
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -7,11 +7,12 @@ from functools import cache
 from pathlib import Path
 
 from kd.data import Data
+from kd.errors import Problem
 from kd.methods import CURRICULA, KNOWLEDGE, make
 from kd.models import Supernet, build, complexity
-from kd.records import method_name, read_records
-from kd.study import MACHINE, ROOT, Study, duration, key_of, load_table, parameters_file
-from kd.tables import STAGES, names, stage_of
+from kd.records import grid_of, method_name, read_records
+from kd.study import MACHINE, ROOT, STAGES, Study, duration, key_of, load_table, parameters_file, stage_of
+from kd.tables import names
 
 # What a data set is before it is there: (images to train and validate on, image shape, classes).
 KNOWN_DATA = {
@@ -47,10 +48,11 @@ def data_facts(params):
     name, profile, held_out = params["data"]["name"], params["profile"], params["data"].get("validation") or 0
     known = KNOWN_DATA.get(name) or (KNOWN_DATA.get(profile) if name == "imagefolder" else None)
     if known:
+        images = min(known[0] - held_out, (params["data"].get("images_per_class") or known[0]) * known[2])
         shape = known[1]
         if name == "imagefolder" and params["data"].get("size"):
             shape = (3, params["data"]["size"], params["data"]["size"])
-        return known[0] - held_out, shape, known[2]
+        return images, shape, known[2]
     path = ROOT / "data" / f"{profile}.safetensors"
     if path.exists():
         data = Data.open(path)
@@ -82,10 +84,15 @@ def seconds_on_gpu(images, batch_size, forward, trained):
     return max(arithmetic, launches)
 
 
+def machine_records(profile):
+    """([machine record, ...], {key: record}) of the runs made so far."""
+    machines = [json.loads(line) for path in sorted((MACHINE / profile).glob("*.jsonl")) for line in path.read_text().splitlines()]
+    return machines, {r["key"]: r for path in (ROOT / "runs" / profile).glob("*/records.jsonl") for r in read_records(path.parent)}
+
+
 def measured_rates(profile):
     """({(pair, method): seconds a student epoch}, devices) from the machine records of runs made so far."""
-    machines = [json.loads(line) for path in sorted((MACHINE / profile).glob("*.jsonl")) for line in path.read_text().splitlines()]
-    records = {r["key"]: r for path in (ROOT / "runs" / profile).glob("*/records.jsonl") for r in read_records(path.parent)}
+    machines, records = machine_records(profile)
     spent, epochs, devices = defaultdict(float), defaultdict(int), set()
     for machine in machines:
         if record := records.get(machine["key"]):
@@ -118,7 +125,10 @@ def plan_counts(params):
         before = {key for other, keys in seen.items() if other == "kd" or stage == "combined" for key in keys}
         tables = [load_table(name) for name in names() if stage_of(load_table(name)) == stage]
         for table in tables:
+            asked = study.asked(table)
             for row, _, run, paths in study.runs(table):
+                if row not in asked:
+                    continue
                 key = key_of(run)
                 (shared.add(key) if key in before else mine.setdefault(key, run))
                 for kind, where in (("route", "teachers"), ("supernet", "supernets")):
@@ -126,7 +136,7 @@ def plan_counts(params):
                     if network and network not in (study.params.get(where) or []):
                         lacking.add(f"{where}: in params.yaml lacks {network}, which {table['name']} needs ({row!r})")
         seen[stage] = set(mine)
-        counts[stage] = {"runs": list(mine.values()), "tables": len(tables), "shared": len(shared)}
+        counts[stage] = {"runs": list(mine.values()), "tables": sum(1 for table in tables if study.asked(table)), "shared": len(shared)}
     return counts, sorted({text.partition(", which")[0]: text for text in sorted(lacking)}.values())
 
 
@@ -187,3 +197,29 @@ def plan():
     if total[5]:
         out.append(f"All of it: about {duration(total[5] * 3600)}.")
     return "\n".join(out + [f"Warning: {text}." for text in lacking])
+
+
+def cost(profile=None):
+    """Markdown: on what and for how long a profile's students trained, a method a line, from the machine records."""
+    profile = profile or parameters_file()["profile"]
+    machines, records = machine_records(profile)
+    rows, devices = defaultdict(lambda: {"runs": 0, "seconds": 0.0, "epochs": 0, "memory": 0}), set()
+    for machine in machines:
+        if record := records.get(machine["key"]):
+            row = rows[method_name(record["run"])]
+            row["runs"] += 1
+            row["seconds"] += machine["seconds"]
+            row["epochs"] += record["epochs"]
+            row["memory"] = max(row["memory"], machine["peak_memory_mib"] or 0)
+            devices.add(f"{machine['device']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)} a run")
+    if not rows:
+        raise Problem(f"machine/{profile} holds no record of a run in runs/{profile}; `dvc repro` writes them as it trains")
+    plain = rows["kd"]["seconds"] / rows["kd"]["epochs"] if "kd" in rows else math.nan
+    lines = []
+    for name, row in sorted(rows.items(), key=lambda item: item[1]["seconds"] / item[1]["epochs"]):
+        each = row["seconds"] / row["epochs"]
+        lines.append([name, row["runs"], f"{each:.2f}", f"{each / plain:.2f}", row["memory"]])
+    total, count = sum(row["seconds"] for row in rows.values()), sum(row["runs"] for row in rows.values())
+    head = ["method", "runs", "seconds a student epoch", "times KD's", "peak memory of the process, MiB"]
+    text = f"{count} runs of students took {duration(total)} of processes' time in all ({'; '.join(sorted(devices))}); several ran side by side."
+    return f"# Hardware and time: {profile}\n\n{text} Preparing phases and evaluation are included.\n\n{grid_of(head, lines)}\n"

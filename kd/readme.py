@@ -3,24 +3,33 @@
 import re
 from pathlib import Path
 
+import pandas as pd
+
 from kd import checkpoints
 from kd.errors import Problem, nearest
 from kd.records import markdown_body, plus_minus, summary
 from kd.study import ROOT, load_table
 from kd.tables import read_results
 
-MARKER = re.compile(r"<!-- (table|number|gain|answer):(.+?) -->(.*?)<!-- end -->", re.DOTALL)
+MARKER = re.compile(r"<!-- (table|number|gain|answer|bench):(.+?) -->(.*?)<!-- end -->", re.DOTALL)
 
 
-def filled(text, runs):
-    """`text` with what stands between its markers written anew from the DataFrame `runs`. Unknown names raise Problem.
+def filled(text, results):
+    """`text` with what stands between its markers written anew from the reports. Unknown names raise Problem.
 
     <!-- table:NAME --> a table <!-- end -->          <!-- number:NAME/ROW -->93.10 ± 0.40<!-- end -->
     <!-- answer:combined --> sentences <!-- end -->   <!-- gain:NAME/ROW -->+1.20 ± 0.30<!-- end -->, against the table's baseline
+
+    <!-- bench:PAIR/VARIANT/COLUMN -->73.6<!-- end --> is of the rows "steps" in reports/benchmark.csv.
+
+    NAME@PROFILE is of another profile's reports; results: {profile or "": DataFrame of its results.csv}, "" being the default's.
     """
 
     def content(match):
-        kind, name = match[1], match[2]
+        if match[1] == "bench":
+            return measured(*match[2].split("/"))
+        kind, (name, _, profile) = match[1], match[2].partition("@")
+        runs = results[profile]
         if kind == "answer":
             from kd import effects
 
@@ -31,7 +40,10 @@ def filled(text, runs):
         table = load_table(name)
         lines = summary(runs, table)
         if kind == "table":
-            return f"\n\n{markdown_body(lines, table)}\n"
+            body = markdown_body(lines, table)
+            if profile:  # the figures reported for other pairs stand under the default profile's table
+                body = body.partition("\n\n**Reported elsewhere")[0] + "\n"
+            return f"\n\n{body}\n"
         if row not in set(lines["row"]):
             raise Problem(f"README.md: table {name} has no row {row!r}{nearest(row, lines['row'])}")
         line = lines[lines["row"] == row].iloc[0]
@@ -40,17 +52,28 @@ def filled(text, runs):
         return plus_minus(line["mean"], line["interval"])
 
     if stray := text.count("<!-- end -->") - len(MARKER.findall(text)):
-        raise Problem(f"README.md: {abs(stray)} `<!-- end -->` too many or without a marker that is known: table, number, gain, answer")
+        raise Problem(f"README.md: {abs(stray)} `<!-- end -->` too many or without a marker that is known: table, number, gain, answer, bench")
     return MARKER.sub(lambda match: f"<!-- {match[1]}:{match[2]} -->{content(match)}<!-- end -->", text)
 
 
+def measured(pair, variant, column):
+    """A number of the benchmark's training steps, with three digits."""
+    rows = pd.read_csv(ROOT / "reports" / "benchmark.csv")
+    rows = rows[(rows["what"] == "steps") & (rows["pair"] == pair) & (rows["variant"] == variant)]
+    if len(rows) != 1 or column not in rows:
+        raise Problem(f"README.md: reports/benchmark.csv has no {column} of {variant} for {pair}")
+    return f"{rows.iloc[0][column]:.3g}"
+
+
 def write_readme(check=False, readme=None, results=None):
-    """Fill README.md's markers from the committed reports of the default profile; with `check`, raise Problem where they differ."""
+    """Fill README.md's markers from the committed reports, those of digits (`results`) where a marker names no profile; with `check`, raise Problem where they differ."""
     readme, results = Path(readme or ROOT / "README.md"), Path(results or ROOT / "reports" / "digits" / "results.csv")
     if not readme.exists():
         raise Problem(f"{readme} is missing")
     text = readme.read_text()
-    new = filled(text, read_results(results))
+    profiles = {match[2].partition("@")[2] for match in MARKER.finditer(text)} - {""}
+    others = {profile: read_results(ROOT / "reports" / profile / "results.csv") for profile in profiles}
+    new = filled(text, {"": read_results(results), **others})
     if check and new != text:
         pairs = zip(MARKER.finditer(text), MARKER.finditer(new), strict=True)
         drifted = [f"{old[1]}:{old[2]}" for old, now in pairs if old[3] != now[3]]

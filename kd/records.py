@@ -115,8 +115,8 @@ def summary(runs, table):
     """One line a row and pair of `table` (from kd.study.load_table), in the file's order, from the DataFrame `runs`.
 
     Columns: pair, row, n, epochs, mean, interval, difference, difference_interval, pairs, p, p_holm, verdict (paired, against the
-    table's baseline row; one family of comparisons a table), reported, tier, source, note. Rows that are not run keep their
-    place, with the reason in `note`.
+    table's baseline row; one family of comparisons a table), reported, tier, source, note. Rows that nobody can run keep their
+    place, with the reason in `note`; so do rows that this profile leaves out, with n = 0 and no note.
     """
     runs = runs[runs["table"] == table["name"]]
     baseline, lines = table.get("baseline", "KD"), []
@@ -125,8 +125,8 @@ def summary(runs, table):
         reference = here[here["row"] == baseline].set_index("seed")["top1_last"]
         for row in table["rows"]:
             mine = here[here["row"] == row["row"]]
-            reason = row.get("not_run") or row.get("note", "") if len(mine) or "not_run" in row else "no record of it here"
-            line = {"pair": pair, "row": row["row"], "n": len(mine), "note": reason}
+            note = row.get("not_run") or (row.get("note", "") if len(mine) else "")
+            line = {"pair": pair, "row": row["row"], "n": len(mine), "note": note}
             if len(mine):
                 line["epochs"] = float(mine["epochs"].mean())  # a greedy search's length may differ between seeds
                 line["mean"], line["interval"] = interval(mine["top1_last"])
@@ -138,6 +138,9 @@ def summary(runs, table):
     columns = ["pair", "row", "n", "epochs", "mean", "interval", "difference", "difference_interval", "pairs", "p"]
     table_frame = pd.DataFrame(lines, columns=[*columns, "value", "tier", "source", "note"])
     return with_verdicts(table_frame, "difference", "difference_interval").rename(columns={"value": "reported"})
+
+
+NOT_HERE = "not run in this profile"
 
 
 def with_verdicts(lines, mean="mean", width="interval"):
@@ -182,9 +185,13 @@ class Notes:
         return [f"[{number}] {text}." for number, text in enumerate(self.texts, 1)]
 
 
-def markdown(lines, table):
-    """A summary as a Markdown section: title, caption, table, and below it what the numbers are and where they come from."""
-    parts = [f"### {table['title']}", table.get("caption", "").strip(), markdown_body(lines, table)]
+def markdown(lines, table, shown=True):
+    """A summary as a Markdown section: title, caption, table, and below it what the numbers are and where they come from.
+
+    shown: False where the table has no run of its own: then a sentence says so, and the reported figures follow if there are any.
+    """
+    body = markdown_body(lines, table) if shown and lines["n"].any() else not_run_here(lines, table)
+    parts = [f"### {table['title']}", table.get("caption", "").strip(), body]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -193,8 +200,8 @@ def markdown_body(lines, table):
 
     Columns that would say the same in every row (epochs, seeds, no reported figure at all) go into the legend instead.
     """
-    ran, notes, blocks = lines[lines["n"] > 0], Notes(), []
-    with_epochs, with_seeds = varies(ran["epochs"]), varies(ran["n"])
+    found, notes, blocks = lines[lines["n"] > 0], Notes(), []
+    with_epochs, with_seeds = varies(found["epochs"]), varies(found["n"])
     for pair, here in lines.groupby("pair", sort=False):
         with_reported = bool(here["reported"].notna().any())
         head = ["row", *["epochs"] * with_epochs, *["seeds"] * with_seeds, "top-1 %, ours", "paired difference", "verdict"]
@@ -202,19 +209,17 @@ def markdown_body(lines, table):
         for line in here.to_dict("records"):
             row = [line["row"]]
             row += [f"{line['epochs']:.0f}" if line["n"] else "–"] * with_epochs + [line["n"] or "–"] * with_seeds
-            row += [plus_minus(line["mean"], line["interval"]) if line["n"] else f"not run: {line['note']}"]
+            row += [plus_minus(line["mean"], line["interval"]) if line["n"] else f"not run: {line['note']}" if line["note"] else NOT_HERE]
             row += [plus_minus(line["difference"], line["difference_interval"], sign=True), line["verdict"]]
             row += [notes.cell(line["reported"], line["tier"], line["source"])] * with_reported
             rows.append(row)
         title = f"**{pair}**\n\n" if lines["pair"].nunique() > 1 else ""
         blocks.append(title + grid_of([*head, *["reported"] * with_reported], rows))
-    legend = []
-    if len(ran):
-        seeds = sorted({int(n) for n in ran["n"]})
-        count = f"mean and 95 % t-interval over {' or '.join(map(str, seeds))} seeds" if seeds[-1] > 1 else "one seed each, so no intervals"
-        text = f"Test accuracy after the last epoch: {count}"
-        text += "" if with_epochs else f", {ran['epochs'].iloc[0]:.0f} epochs each"
-        legend.append(text + (f"; {ran['pair'].iloc[0]}." if lines["pair"].nunique() == 1 else "."))
+    seeds = sorted({int(n) for n in found["n"]})
+    count = f"mean and 95 % t-interval over {' or '.join(map(str, seeds))} seeds" if seeds[-1] > 1 else "one seed each, so no intervals"
+    text = f"Test accuracy after the last epoch: {count}"
+    text += "" if with_epochs else f", {found['epochs'].iloc[0]:.0f} epochs each"
+    legend = [text + (f"; {found['pair'].iloc[0]}." if lines["pair"].nunique() == 1 else ".")]
     if tests := int(lines["p"].notna().sum()):
         baseline = table.get("baseline", "KD")
         legend.append(f"Differences are paired by seed, against {baseline}; {tests} comparison{'s' * (tests > 1)}, verdicts after Holm's correction at 5 %.")
@@ -226,8 +231,23 @@ def markdown_body(lines, table):
     if (lines["tier"] == "C").any():
         legend.append("† known only from a third party's reading note.")
     blocks.append(" ".join([*legend, *notes.legend()]))
-    remarks = ran[ran["note"] != ""].drop_duplicates("row")
+    remarks = found[found["note"] != ""].drop_duplicates("row")
     blocks.append("\n".join(f"- {line['row']}: {line['note'].rstrip('.')}." for line in remarks.to_dict("records")))
+    blocks.append(reported_elsewhere(lines, table))
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def not_run_here(lines, table):
+    """What stands in place of a table that this profile does not run: a sentence, and the reported figures if there are any."""
+    known = "; ".join(dict.fromkeys(lines.loc[lines["n"] > 0, "row"]))
+    text = "Not run in this profile" + (f", but for rows that other tables show ({known})" if known else "")
+    notes, blocks = Notes(), [f"{text}; `run:` in params.yaml says what is."]
+    figures = lines[lines["reported"].notna()].drop_duplicates("row").to_dict("records")
+    if figures:
+        cells = [[line["row"], notes.cell(line["reported"], line["tier"], line["source"])] for line in figures]
+        blocks += [f"Reported for {table.get('reported_for', 'other data')}:", grid_of(["row", "reported"], cells)]
+        marked = ["† known only from a third party's reading note."] * any(line["tier"] == "C" for line in figures)
+        blocks.append(" ".join([*marked, *notes.legend()]))
     blocks.append(reported_elsewhere(lines, table))
     return "\n\n".join(block for block in blocks if block) + "\n"
 

@@ -4,6 +4,7 @@
                                   grid: {kr.weight: [1, 3, 10]}           also of the recipe: recipe.learning_rate
                                   parameters: {kr: {recoding: none}}      optional: what is the same in all
     python -m kd search kr        writes reports/PROFILE/searches/kr.csv and says what came out best
+    dvc repro search@kr           the same as a stage, for those listed under searches: in params.yaml
 
 The values chosen are written into the profile by hand, with the search as their reason: no stage changes another's parameters.
 """
@@ -23,11 +24,15 @@ from kd.study import ROOT, Study, execute, forget, key_of
 FIRST_SEED = 1000  # the tables' seeds begin at 0: a parameter must not be chosen on the runs that it is then reported on
 
 
+def names():
+    """The searches there are."""
+    return sorted(path.stem for path in (ROOT / "searches").glob("*.yaml"))
+
+
 def load_search(name):
     """The search `name` from searches/NAME.yaml: {"knowledge", "curriculum", "grid"}. Raises Problem for what it does not know."""
-    names = sorted(path.stem for path in (ROOT / "searches").glob("*.yaml"))
-    if name not in names:
-        raise Problem(f"unknown search {name!r}{nearest(name, names)}; searches/ has {', '.join(names)}")
+    if name not in names():
+        raise Problem(f"unknown search {name!r}{nearest(name, names())}; searches/ has {', '.join(names())}")
     search = {"curriculum": "fixed", **yaml.safe_load((ROOT / "searches" / f"{name}.yaml").read_text())}
     methods = {*search["knowledge"], search["curriculum"], "recipe"}
     for path in search["grid"]:

@@ -32,7 +32,7 @@ def show(table, row, profile=None):
         runs, known = read_results(ROOT / "reports" / profile / "results.csv"), {}
     here = runs[(runs["table"] == table) & (runs["row"] == row)].sort_values(["pair", "seed"])
     if not len(here):
-        raise Problem(f"{table}, {row!r} has no records in profile {profile}; run `dvc repro {stage_of(definition)}`")
+        raise Problem(f"{table}, {row!r} has no records in profile {profile}; run `dvc repro {stage_of(definition)}`, if `run:` in params.yaml asks for the row")
     out = []
     for pair, group in here.groupby("pair", sort=False):
         first = group.iloc[0]

@@ -33,6 +33,16 @@ from kd.stream import open_data_for
 from kd.teachers import Route, Widths, train_route
 
 ROOT = Path(__file__).resolve().parent.parent
+# the stages that run tables, in the order in which the methods are taught; each stage is a notebook's
+STAGES = {
+    "kd": "Knowledge distillation",
+    "kr": "KR: knowledge representing",
+    "srm": "SRM: sparse representation matching",
+    "rco": "RCO: route constrained optimization",
+    "iekd": "IE-KD: inheritance and exploration",
+    "pwkd": "PWKD: partial to whole",
+    "combined": "All methods, and all together",
+}
 RESUME = ROOT / ".resume"  # outside of every DVC output, because DVC deletes those before it runs a stage
 MACHINE = ROOT / "machine"
 
@@ -63,6 +73,12 @@ def load_table(name):
             raise Problem(f"tables/{name}.yaml: row {row['row']!r} stands there twice")
         seen.add(row["row"])
     return {"name": name, **table}
+
+
+def stage_of(table):
+    """The stage that runs a table: its paper's; what belongs to no single paper is the combined study's."""
+    paper = table.get("paper", "").lower().replace("-", "")
+    return paper if paper in STAGES else "combined"
 
 
 def grid_rows(grid):
@@ -176,7 +192,13 @@ def rounded(value):
 
 
 def device_name(device):
-    return torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+    """The GPU's name; of a CPU what it calls itself, and the number of its cores."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{model}, {os.cpu_count()} cores"
 
 
 def peak_memory(device):
@@ -322,8 +344,25 @@ class Study:
         """The pairs a table runs on: those under its own name in params.yaml, else its paper's."""
         return self.pairs(table["name"] if table["name"] in self.params["pairs"] else table.get("paper", self.stage).lower())
 
+    def asked(self, table):
+        """Names of the table's rows that params.yaml has run, under `run:`."""
+        rows, stage = [row["row"] for row in table["rows"] if "not_run" not in row], stage_of(table)
+        chosen = (self.params.get("run") or {}).get(stage, "all")
+        if chosen != "all":
+            known = sorted(path.stem for path in (ROOT / "tables").glob("*.yaml"))
+            for name in chosen:
+                if name not in known:
+                    raise Problem(f"run.{stage}: unknown table {name!r}{nearest(name, known)}; tables/ has {', '.join(known)}")
+            chosen = chosen.get(table["name"], [])
+        if chosen == "all":
+            return rows
+        for row in chosen:
+            if row not in rows:
+                raise Problem(f"run.{stage}.{table['name']}: no row {row!r}{nearest(row, rows)}; there are {', '.join(rows)}")
+        return [row for row in rows if row in chosen]
+
     def runs(self, table):
-        """The runs of a table: a list of (row name, pair, run, paths)."""
+        """The runs of a table: a list of (row name, pair, run, paths), rows that params.yaml does not ask for included."""
         found = []
         for pair in self.pairs_of(table):
             for row in table["rows"]:
@@ -373,26 +412,33 @@ class Study:
 
         only: names of methods as in "rco * (kd + srm)"; rows of other methods are left out. Empty: all rows.
         """
-        from kd.records import frame, method_name, read_records
+        from kd.records import frame, method_name
 
-        known_records = {record["key"]: record for folder in self.after for record in read_records(folder)}
-        wanted, rows = {}, []
+        known, wanted, rows = self.known(), {}, []
         for table in map(load_table, names):
+            asked = self.asked(table)
             for row, pair, run, paths in self.runs(table):
                 if only and method_name(run) not in only:
                     continue
                 key = key_of(run)
                 rows.append({"table": table["name"], "row": row, "pair": " -> ".join(pair), "seed": run["seed"], "key": key})
-                if key not in known_records and key not in self.records:
+                if row in asked and key not in known:
                     wanted[key] = (run, paths, run["seed"] == 0)
         machines = {}
         if wanted:
             fresh, machines = execute(list(wanted.values()), self.stage)
             self.records |= fresh
+        known |= self.records
+        rows = [row for row in rows if row["key"] in known]  # a row that is not asked for may be known from another table
         self.rows += [row for row in rows if row not in self.rows]
         self.save(machines)
-        everything = known_records | self.records
-        return frame([everything[row["key"]] | row for row in rows], self.profile)
+        return frame([known[row["key"]] | row for row in rows], self.profile)
+
+    def known(self):
+        """{key: record} of all runs made by this stage and by those it may take records from."""
+        from kd.records import read_records
+
+        return {record["key"]: record for folder in self.after for record in read_records(folder)} | self.records
 
     def save(self, machines):
         """Write this stage's records, rows and weights, each file whole."""
@@ -420,13 +466,14 @@ class Study:
 
     def record(self, table, row, seed=0, pair=None):
         """The record of one run of a row, here or in the stages before."""
-        from kd.records import read_records
-
-        key = key_of(self.row_of(table, row, seed, pair)[0])
-        known = self.records | {r["key"]: r for folder in self.after for r in read_records(folder)}
+        key, known = key_of(self.row_of(table, row, seed, pair)[0]), self.known()
         if key not in known:
             raise Problem(f"{table}, {row!r}, seed {seed} has not run; run the table first")
         return known[key]
+
+    def ran(self, table, *rows):
+        """Whether the first seeds of these rows have run: a profile may leave rows out (`run:` in params.yaml)."""
+        return all(key_of(self.row_of(table, row)[0]) in self.known() for row in rows)
 
     def curves(self, table, row, pair=None):
         """Test accuracy in percent after each student epoch, (seeds, epochs)."""

@@ -20,24 +20,7 @@ from kd.records import (
     read_records,
     summary,
 )
-from kd.study import ROOT, load_table, parameters_file
-
-# the stages that run tables, in the order in which the methods are taught; each stage is a notebook's
-STAGES = {
-    "kd": "Knowledge distillation",
-    "kr": "KR: knowledge representing",
-    "srm": "SRM: sparse representation matching",
-    "rco": "RCO: route constrained optimization",
-    "iekd": "IE-KD: inheritance and exploration",
-    "pwkd": "PWKD: partial to whole",
-    "combined": "All methods, and all together",
-}
-
-
-def stage_of(table):
-    """The stage that runs a table: its paper's; what belongs to no single paper is the combined study's."""
-    paper = table.get("paper", "").lower().replace("-", "")
-    return paper if paper in STAGES else "combined"
+from kd.study import ROOT, STAGES, load_table, parameters_file, stage_of
 
 
 @cache
@@ -53,13 +36,27 @@ def display(name, runs):
     """The table `name` from the records `runs` (a DataFrame of Study.run), as a rendered Markdown cell."""
     from IPython.display import Markdown
 
+    return Markdown(text_of(name, runs))
+
+
+def text_of(name, runs):
+    """The table as Markdown; a sentence in its place where it has no run of its own."""
     table = load_table(name)
-    return Markdown(markdown(summary(runs, table), table))
+    return markdown(summary(runs, table), table, shown=len(lines_of(name, runs)) > 0)
 
 
 def lines_of(name, runs):
-    """The table's summary: see kd.records.summary."""
-    return summary(runs, load_table(name))
+    """The rows of the table that ran, as kd.records.summary has them.
+
+    None of them where rows are missing and every run that is left stands in a table before this one, in the order of `names`.
+    """
+    table = load_table(name)
+    lines = summary(runs, table)
+    found = lines[lines["n"] > 0]
+    missing = {row["row"] for row in table["rows"] if "not_run" not in row} - set(found["row"])
+    before = runs["table"].isin(names()[: names().index(name)])
+    repeated = set(runs.loc[runs["table"] == name, "key"]) <= set(runs.loc[before, "key"])
+    return found[:0] if missing and repeated else found
 
 
 def say(line, baseline="KD"):
@@ -74,17 +71,16 @@ def say(line, baseline="KD"):
         "not after correction": "no claim: the interval excludes zero, but not after Holm's correction",
         "too few runs": "no claim: too few runs",
     }[line["verdict"]]
-    return f"{line['row']} against {baseline}: {gap} points over {line['pairs']:.0f} paired seeds: {meaning}."
+    return f"{line['row']} against {baseline}: {gap} points over {line['pairs']:.0f} paired seed{'s' * (line['pairs'] != 1)}: {meaning}."
 
 
 def said(name, runs):
-    """`say` for every row but the baseline, as a Markdown list for a notebook."""
+    """`say` for every row that ran but the baseline, as a Markdown list for a notebook; None where there is nothing to say."""
     from IPython.display import Markdown
 
-    table = load_table(name)
-    lines = summary(runs, table)
+    lines, baseline = lines_of(name, runs), load_table(name).get("baseline", "KD")
     chosen = lines[lines["difference"].notna()].to_dict("records")
-    return Markdown("\n".join(f"- {say(line, table.get('baseline', 'KD'))}" for line in chosen))
+    return Markdown("\n".join(f"- {say(line, baseline)}" for line in chosen)) if chosen else None
 
 
 def everything(profile=None):
@@ -149,27 +145,29 @@ def write_reports(folder=None, profile=None):
         return f"\n![{name}](figures/{name}.png)\n"
 
     def section(name):
-        table = load_table(name)
-        lines = summary(runs, table)
-        body = markdown(lines, table)
-        accuracy = effects.accuracies(runs) if name == "combined" and lines["n"].any() else None
+        body, lines = text_of(name, runs), lines_of(name, runs)
+        accuracy = effects.accuracies(runs) if name == "combined" and len(lines) else None
         if accuracy is not None and "kd" in accuracy:
             body += "\n**In words**, computed from these numbers:\n\n" + "".join(f"- {text}\n" for text in effects.answer(accuracy))
             body += save(effects.heat_map(accuracy), name, 160)
-        elif lines["n"].any():
+        elif len(lines):
             body += save(figures.table_figure(lines), name)
         return f'<a id="{name}"></a>\n\n{body}'
 
     with plt.rc_context():
         figures.style()
         sections = {name: section(name) for name in names()}
-    checkpoints.write_atomically(folder / "tables.md", page(profile, runs, sections))
+    about = list(parameters_file().get("about") or [])
+    if (folder / "cost.md").exists():
+        about.append("Hardware and time: [cost.md](cost.md).")
+    checkpoints.write_atomically(folder / "tables.md", page(profile, runs, sections, about))
     return runs
 
 
-def page(profile, runs, sections):
-    """tables.md: contents, sections {table name: Markdown}, columns of results.csv."""
+def page(profile, runs, sections, about=()):
+    """tables.md: what must be known of the study, contents, sections {table name: Markdown}, columns of results.csv."""
     text = [f"# Every table: {profile}\n"]
+    text += ["".join(f"- {line}\n" for line in about)] if about else []
     text.append(
         f"Generated from the records of {runs['key'].nunique()} runs; do not edit. `python -m kd show TABLE ROW` prints the records behind a "
         "row, e.g. `python -m kd show kd_main KD`. A difference counts as better or worse only if its interval excludes zero and "

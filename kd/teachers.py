@@ -15,7 +15,7 @@ from kd.distill import Checkpoint, run_phase, train
 from kd.errors import Problem
 from kd.methods import Learner, Phase
 from kd.methods.kd import softened_divergence
-from kd.models import Supernet, build, evaluate
+from kd.models import Supernet, build, evaluate, run_networks
 
 
 class Route:
@@ -107,7 +107,7 @@ def train_route(name, data, recipe, every, path, seed=0, resume=None, report=Non
     return result
 
 
-def joint_loss(network, distil_in_place=False, temperature=1.0):
+def joint_loss(network, distil_in_place=False, temperature=1.0, precision="fp32"):
     """The loss of nested widths trained jointly: the sum over widths of the cross-entropy with the labels.
 
     With `distil_in_place` the narrower widths learn from the whole network's softened outputs instead (slimmable networks'
@@ -119,7 +119,7 @@ def joint_loss(network, distil_in_place=False, temperature=1.0):
         terms, whole = {}, None
         for index in reversed(range(len(network.widths))):
             network.select(index)
-            logits = network(images).logits
+            logits = run_networks(network, images, precision).logits
             if whole is not None and distil_in_place:
                 value = softened_divergence(logits, whole, temperature)
             else:
@@ -142,7 +142,7 @@ def train_supernet(name, data, recipe, widths, path, seed=0, distil_in_place=Fal
     if recipe.channels_last:
         network.to(memory_format=torch.channels_last)
     checkpoint = Checkpoint(Path(resume) / "running.safetensors", **about) if resume else None
-    phase = Phase("supernet", [Learner([network], joint_loss(network, distil_in_place))], recipe)
+    phase = Phase("supernet", [Learner([network], joint_loss(network, distil_in_place, precision=recipe.precision))], recipe)
     saved = checkpoint.load() if checkpoint else None
     first, states, curve = 0, None, []
     if saved:

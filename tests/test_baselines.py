@@ -237,6 +237,7 @@ def test_hints_alone_train_the_student_first(teacher):
     assert not [
         name for name in during if name.startswith("head") or name in ("stages.2.0.weight", "stages.2.1.weight")
     ]
+    assert result.teacher_images == 2 * 44  # in the lessons nothing is learnt from the teacher
     inside, *_ = tiny.run(FitNet(stage="initial", warm_up=0.5, within_budget=True), teacher)
     assert [entry["phase"] for entry in inside.curve] == ["hints"] * 2 + ["lesson"] * 2
 

@@ -553,6 +553,23 @@ def test_the_second_start_reads_tensors_and_a_changed_archive_is_noticed(tmp_pat
     assert calls[6:] == ["decode"] and len(json.loads((cache / "md5.json").read_text())) == 2
 
 
+def test_an_archive_that_is_not_the_profiles_is_refused(tmp_path):
+    source = tar_of(tmp_path / "a.tar.gz", folder_files())
+    right = kd.fetch.file_md5(source)
+    assert load_data("imagefolder", source, md5=right, cache=tmp_path / "c").labels["train"].shape == (6,)
+    with pytest.raises(Problem, match=r"a.tar.gz is not the archive this profile was made for \(md5 .*, not 0123\)"):
+        load_data("imagefolder", source, md5="0123", cache=tmp_path / "c")
+
+
+def test_images_per_class(tmp_path):
+    source = tar_of(tmp_path / "a.tar.gz", folder_files())
+    whole = load_data("imagefolder", source, cache=None)
+    few = load_data("imagefolder", source, images_per_class=2, cache=None)
+    assert few.md5 == whole.few(2, 0).md5 and torch.bincount(few.labels["train"]).tolist() == [2, 2]
+    with pytest.raises(Problem, match="has 3 train images"):
+        load_data("imagefolder", source, images_per_class=4, cache=None)
+
+
 def test_a_changed_folder_is_noticed(tmp_path):
     for name, content in folder_files().items():
         (tmp_path / "f" / name).parent.mkdir(parents=True, exist_ok=True)

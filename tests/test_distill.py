@@ -307,6 +307,64 @@ class WithModules(Knowledge):
         return [self.regressor]
 
 
+class Scored(Labels):
+    """The labels alone, with scores made up beforehand, one an epoch that is a candidate."""
+
+    def __init__(self, scores):
+        super().__init__()
+        self.scores = iter(scores)
+
+    def score(self, entry):
+        return next(self.scores)
+
+
+@pytest.mark.parametrize(
+    ("scores", "chosen"),
+    [([3, 1, 1, 2], 1), ([2, 2, 2, 2], 0), ([4, 3, 2, 1], 3), ([None, 5, None, 5], 1), ([None] * 4, None)],
+)
+def test_a_phase_ends_with_the_first_of_its_best_states(digits, scores, chosen):
+    student, states = build("cnn3x4", 10, 1), []
+    recipe = SHORT.but(epochs=4, milestones=(0.25, 0.5, 0.7))
+    result = kd.distill(student, Scored(scores), None, digits, recipe, after_epoch=lambda result, network: states.append(weights(network)))
+    assert [e.get("score") for e in result.curve] == scores and result.last.get("chosen") == chosen
+    assert same(weights(student), states[3 if chosen is None else chosen])
+    assert result.last["test"] == evaluate(student, digits, "test")
+
+
+@pytest.mark.parametrize("chosen", [0, 1])
+def test_momentum_goes_on_with_the_last_state_alone(digits, monkeypatch, chosen):
+    remembered = []
+
+    def watching(phase, data, seed, states, *rest):
+        remembered.append(None if states is None else len(states[0]["state"]))
+        return run_phase(phase, data, seed, states, *rest)
+
+    monkeypatch.setattr(sys.modules["kd.distill"], "run_phase", watching)  # kd.distill itself is the function
+    student, recipe = build("cnn3x4", 10, 1), SHORT.but(epochs=4, milestones=(0.25, 0.75))
+    scores = [[1, 2], [2, 1]][chosen] + [2, 1]
+    result = kd.distill(student, Method(TwoLessons(False), Scored(scores)), None, digits, recipe)
+    assert [e.get("chosen") for e in result.curve] == [None, chosen, None, 3]
+    assert remembered == [None, chosen * len(list(student.parameters()))]
+
+
+def test_a_sum_scores_as_its_first_part_with_an_opinion():
+    total = Labels() + Scored([None, 2]) + Scored([1])
+    assert [total.score({}), total.score({}), (Labels() + KD()).score({})] == [1, 2, None]
+
+
+def test_stretches_of_the_learning_rate_end_at_milestones():
+    def ends(epochs, span=(0.0, 1.0), **recipe):
+        phase = Phase("", [], SHORT.but(epochs=epochs, **recipe), span)
+        return [epoch for epoch in range(1, epochs + 1) if phase.ends_stretch(epoch)]
+
+    assert ends(240, milestones=(0.625, 0.75, 0.875)) == [150, 180, 210, 240]
+    assert ends(20, milestones=(0.625, 0.75, 0.875)) == [13, 15, 18, 20]  # 12.5 and 17.5 lie within an epoch
+    assert ends(4, milestones=(0.625, 0.7)) == [3, 4] and ends(1, milestones=(0.5,)) == [1]
+    assert ends(6, span=(0.5, 0.8), milestones=(0.4, 0.6, 0.8)) == [2, 6]  # 0.8 is the end of the phase
+    assert ends(6, milestones=(0.5,), cycles=2) == [2, 3, 5, 6]  # 1.5 of 3 epochs, then the rate rises again
+    assert all(ends(5, schedule=other) == [5] for other in ("cosine", "triangular", "constant"))
+
+
 class Stop(Exception):
     pass
 

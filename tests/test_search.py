@@ -11,8 +11,8 @@ from kd.study import ROOT
 
 
 def test_every_search_is_a_grid_of_real_parameters():
-    for path in sorted((ROOT / "searches").glob("*.yaml")):
-        found = search.load_search(path.stem)
+    for search_name in search.names():
+        found = search.load_search(search_name)
         methods = [*found["knowledge"], found["curriculum"]]
         for candidate in search.candidates(found):
             options = {}
@@ -23,6 +23,13 @@ def test_every_search_is_a_grid_of_real_parameters():
             assert resolved(methods, options)
             make(found["knowledge"], found["curriculum"], options)
         assert len(search.candidates(found)) == len({tuple(c.values()) for c in search.candidates(found)})
+
+
+def test_the_searches_of_profiles_exist():
+    import yaml
+
+    for path in (ROOT / "profiles").glob("*.yaml"):
+        assert set(yaml.safe_load(path.read_text())["searches"]) <= set(search.names())
 
 
 def test_the_best_on_validation_is_chosen_and_the_earlier_of_equals():

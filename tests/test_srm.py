@@ -13,7 +13,7 @@ from kd.errors import Problem
 from kd.methods import Curriculum, Labels, Lesson, Method, freeze, make
 from kd.methods.kd import KD
 from kd.methods.srm import SRM, Codebook, HeldStatistics, image_loss, pixel_floor, pixel_loss, rebuilt, scores, sparse
-from kd.models import Output, build
+from kd.models import Output, build, evaluate
 from kd.recipe import Recipe
 
 RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=0.05)
@@ -424,8 +424,10 @@ def test_without_stages_srm_is_plain_distillation(data, teacher):
 class Twice(Curriculum):
     """Two lessons from one teacher."""
 
+    restart = True
+
     def next(self, done, epochs, teachers, student, data):
-        return None if len(done) == 2 else Lesson("route", (0,), epochs // 2, restart=True, name=str(len(done)))
+        return None if len(done) == 2 else Lesson("route", (0,), epochs // 2, self.restart, name=str(len(done)))
 
 
 @pytest.mark.parametrize("every", [False, True])
@@ -456,6 +458,110 @@ def test_composes_with_the_papers_curricula(data, teacher, curriculum, options):
     assert len(result.lessons) > 1
     assert {e["lesson"] for e in result.curve if e["phase"] == "initialisation"} == {0}
     assert math.isfinite(result.last["loss"]["logits"])
+
+
+# the best of a stage's states
+
+
+class Rising(SRM):
+    """SRM whose learning rate rises tenfold where it should fall, so that a stage's last state is not its best."""
+
+    def __init__(self, **options):
+        super().__init__(selection=True, drift=True, codebook_epochs=1, warm_up=0.75, learning_rate=0.03, **options)
+        self.common["gamma"] = 30.0
+
+
+RISING = RECIPE.but(epochs=4, milestones=[0.25, 0.6], gamma=10.0)
+STAGES = {"codebooks": 4, "initialisation": 3, "lesson": 4}
+
+
+def states(method, teacher, data, recipe, network):
+    """Run; returns (result, [(the student's, the knowledge's snapshot) after each epoch])."""
+    found, knowledge = [], Method.of(method).knowledge
+
+    def keep(result, network):
+        found.append((snapshot(network), snapshot(knowledge)))
+
+    return distill(network, method, teacher, data, recipe, after_epoch=keep), found
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_selection_goes_on_with_the_best_state_of_a_stage(data, teacher, fresh):
+    srm, network = Rising(fresh_optimizer=fresh), student()
+    result, found = states(srm, teacher, data, RISING, network)
+    assert [e["phase"] for e in result.curve] == [phase for phase, epochs in STAGES.items() for _ in range(epochs)]
+    # ends of stretches, by hand: after epochs 1, 3 and 4 of stage 1, 1, 2 and 3 of stage 2, 1, 3 and 4 of stage 3
+    scored = {number: e["score"] for number, e in enumerate(result.curve) if "score" in e}
+    assert list(scored) == [0, 2, 3, 4, 5, 6, 7, 9, 10]
+    for last, candidates in ((3, (0, 2, 3)), (6, (4, 5, 6)), (10, (7, 9, 10))):
+        chosen = result.curve[last]["chosen"]
+        assert chosen == min(candidates, key=scored.get) and chosen != last
+        for after, before in zip(found[last], found[chosen], strict=True):
+            assert all(torch.equal(after[name], before[name]) for name in before)
+    assert [number for number, e in enumerate(result.curve) if "chosen" in e] == [3, 6, 10]
+    for number in (0, 2, 3):
+        assert scored[number] == sum(result.curve[number]["loss"].values())
+    for number in (7, 9):
+        assert scored[number] == -result.curve[number]["validation"]
+    # what the record says of the run's end is true of the network it ends with
+    for split in ("validation", "test"):
+        assert result.last[split] == evaluate(network, data, split) == result.curve[result.last["chosen"]][split]
+
+
+def test_validation_loss_is_the_mean_of_the_stages_loss_and_moves_nothing(data, teacher):
+    srm, network = Rising(), student()
+    result, found = states(srm, teacher, data, RISING, network)
+    for number in (4, 5):  # the states of stage 2 that are on hand as they were scored
+        network.load_state_dict(found[number][0])
+        srm.load_state_dict(found[number][1])
+        network.eval()
+        losses = []
+        with torch.no_grad():
+            for batch in data.chunks("validation", 1):
+                theirs = srm.look(teacher, batch.images, "fp32")
+                losses.append(float(sum(srm.matching_loss(network(batch.images), theirs).values())))
+        assert result.curve[number]["score"] == pytest.approx(np.mean(losses), rel=1e-5)
+        before = snapshot(network), snapshot(srm)
+        srm.validation_loss(network.train(), teacher, data, RISING)
+        assert not changed(before[0], network) and not changed(before[1], srm)
+        assert all(p.grad is None for p in srm.teacher_codebooks.parameters())
+
+
+def test_selection_of_the_last_state_changes_nothing(data, teacher, monkeypatch):
+    falling = iter(range(100, 0, -1))
+    monkeypatch.setattr(SRM, "validation_loss", lambda *_: next(falling))
+    monkeypatch.setattr(SRM, "score", lambda srm, _: next(falling) if srm.selection else None)
+    ends = []
+    for selection in (False, True):
+        network = student()
+        result, found = states(SRM(selection=selection, codebook_epochs=0.3) + KD(), teacher, data, RECIPE, network)
+        ends.append((result.curve, found[-1]))
+        choices = [(number, e["chosen"]) for number, e in enumerate(result.curve) if "chosen" in e]
+        assert all(number == chosen for number, chosen in choices) and len(choices) == 3 * selection
+    for entry in ends[1][0]:
+        entry.pop("score", None), entry.pop("chosen", None)
+    assert ends[0][0] == ends[1][0]
+    for plain, chosen in zip(ends[0][1], ends[1][1], strict=True):
+        assert all(torch.equal(plain[name], chosen[name]) for name in plain)
+
+
+def test_without_milestones_the_lesson_offers_its_last_state_alone(data, teacher):
+    recipe = RISING.but(schedule="cosine")
+    result, _ = states(Rising() + KD(), teacher, data, recipe, student())
+    assert ["score" in e for e in result.curve if e["phase"] == "lesson"] == [False, False, False, True]
+    assert result.last["chosen"] == len(result.curve) - 1
+
+
+def test_selection_needs_validation_images(data, teacher):
+    without = copy.copy(data)
+    without.images = data.images | {"validation": data.images["validation"][:0]}
+    without.labels = data.labels | {"validation": data.labels["validation"][:0]}
+    network = student()
+    before = snapshot(network)
+    with pytest.raises(Problem, match="srm.selection") as raised:
+        distill(network, KD() + SRM(selection=True), teacher, without, RECIPE)
+    assert "\n" not in str(raised.value) and not changed(before, network)
+    distill(network, KD() + SRM(), teacher, without, RECIPE)
 
 
 class Interrupted(Exception):
@@ -490,6 +596,38 @@ def test_resumed_is_uninterrupted_to_the_bit(data, teacher, tmp_path, stop):
     assert all(
         torch.equal(a, b) for a, b in zip(network.state_dict().values(), fresh.state_dict().values(), strict=True)
     )
+
+
+@pytest.mark.parametrize(("fresh", "restart"), [(True, True), (False, False)])
+def test_resumed_across_choices_is_uninterrupted_to_the_bit(data, teacher, tmp_path, fresh, restart):
+    curriculum = Twice()
+    curriculum.restart = restart
+
+    def run(network, checkpoint=None, stop=None):
+        def cut(result, _):
+            if stop and len(result.curve) == stop + 1:
+                raise Interrupted
+
+        srm = Rising(fresh_optimizer=fresh)
+        recipe = RISING.but(milestones=[0.25, 0.75])
+        result = distill(
+            network, curriculum * (srm + KD()), teacher, data, recipe, checkpoint=checkpoint, after_epoch=cut
+        )
+        return result, snapshot(network), snapshot(srm)
+
+    whole, *ends = run(student())
+    choices = [(number, e["chosen"]) for number, e in enumerate(whole.curve) if "chosen" in e]
+    lessons = [e["lesson"] for e in whole.curve]
+    assert len(choices) == 4 and all(lessons[number] == lessons[chosen] for number, chosen in choices)
+    assert sum(number != chosen for number, chosen in choices) >= 3  # so that there is something to lose
+    for stop in range(1, len(whole.curve)):
+        path = tmp_path / f"{stop}.safetensors"
+        with pytest.raises(Interrupted):
+            run(student(), Checkpoint(path, every=0, run="srm"), stop)
+        resumed, *again = run(student(seed=99), Checkpoint(path, every=0, run="srm"))
+        assert resumed.curve == whole.curve and resumed.teacher_images == whole.teacher_images, stop
+        for mine, expected in zip(again, ends, strict=True):
+            assert all(torch.equal(mine[name], expected[name]) for name in expected), stop
 
 
 def test_same_seed_same_bytes(data, teacher):

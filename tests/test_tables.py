@@ -10,7 +10,7 @@ import pytest
 import yaml
 from scipy import stats
 
-from kd import effects, plan, readme, records, show, study, tables
+from kd import effects, figures, plan, readme, records, show, study, tables
 from kd.errors import Problem
 from kd.methods import CURRICULA, KNOWLEDGE, make
 from kd.records import COLUMNS, frame
@@ -228,10 +228,12 @@ def test_reports(repository):
     text = (folder / "tables.md").read_text()
     for column in COLUMNS:
         assert f"| {column} |" in text
-    for name in ("kd_main", "common", "combined"):  # tables that did not run stand there as well, row for row
+    for name in ("kd_main", "common", "combined"):  # tables that did not run stand there as well
         assert f"](#{name})" in text and f'<a id="{name}">' in text
-        for row in load_table(name)["rows"]:
-            assert f"| {row['row']} |" in text
+    for row in load_table("kd_main")["rows"]:
+        assert f"| {row['row']} |" in text
+    assert text.count("Not run in this profile; `run:` in params.yaml says what is.") == 2 and "| pwkd * iekd |" not in text
+    assert [path.name for path in (folder / "figures").iterdir()] == ["kd_main.png"]
     assert "93.22" in text and (folder / "figures" / "kd_main.png").stat().st_size > 1000
     for line in text.splitlines():
         if line.startswith("!["):
@@ -270,6 +272,40 @@ def test_markdown_keeps_columns_that_differ():
     assert "| row | epochs |" in text and "| KD | 20 |" in text and "a \\| b | 40 |" in text and "- a | b: longer.\n" in text
     text = records.markdown(records.summary(lines.assign(epochs=20), table), table)
     assert "| epochs |" not in text and "20 epochs each" in text
+
+
+def test_a_table_without_runs_of_its_own_is_a_sentence_and_its_reported_figures():
+    runs = frame(made_up_records(accuracy_kd_better, "srm_imagenet", rows=["student alone", "KD"]), "p")
+    assert len(tables.lines_of("srm_imagenet", runs)) == 2  # no other table shows these runs
+    runs = pd.concat([runs, runs.assign(table="kd_main")])
+    text = tables.display("srm_imagenet", runs).data
+    assert text.startswith("### SRM with its ImageNet settings\n\nmu = 4")
+    assert "Not run in this profile, but for rows that other tables show (student alone; KD); `run:` in params.yaml says what is." in text
+    assert "| row | reported |\n|---|---|\n| SRM | 71.21 [1] |\n\n[1] viebboy" in text and "not run:" not in text and "90." not in text
+    assert not len(tables.lines_of("srm_imagenet", runs)) and tables.said("srm_imagenet", runs) is None
+    assert figures.table_figure(tables.lines_of("srm_imagenet", runs)) is None
+    text = tables.display("srm_imagenet", runs[:0]).data
+    assert "Not run in this profile; `run:`" in text and "71.21" in text
+    # nothing is missing where all that can be run stands in other tables
+    runs = frame(made_up_records(accuracy_kd_better, "kr_cifar10"), "p")
+    runs = pd.concat([runs.assign(table="kr_main"), runs])
+    assert "| KD | 93." in tables.display("kr_cifar10", runs).data and len(tables.lines_of("kr_cifar10", runs)) == 2
+    # and of two tables with the same runs the first keeps them
+    runs = pd.concat([runs.assign(table="pwkd_stages"), runs.assign(table="pwkd_schedule")])
+    assert len(tables.lines_of("pwkd_schedule", runs)) == 1 and not len(tables.lines_of("pwkd_stages", runs))
+
+
+def test_rows_that_the_profile_leaves_out_keep_their_place():
+    runs = frame(made_up_records(accuracy_kd_better, "kr_main", rows=["student alone", "KD", "KR"]), "p")
+    text = tables.display("kr_main", runs).data
+    assert "| KR, neither | not run in this profile | – |" in text and "| FSP | not run: not one of this companion's methods" in text
+    assert list(tables.lines_of("kr_main", runs)["row"]) == ["student alone", "KD", "KR"]
+    assert tables.said("kr_main", runs).data.count("\n- ") == 1
+    assert len(figures.table_figure(tables.lines_of("kr_main", runs)).axes[0].get_yticks()) == 3
+    # without its baseline a table has accuracies and no differences
+    runs = frame(made_up_records(accuracy_kd_better, "pwkd_schedule", rows=["KD", "cosine"]), "p")
+    assert "| no cycle | not run in this profile | – |" in tables.display("pwkd_schedule", runs).data
+    assert len(tables.lines_of("pwkd_schedule", runs)) == 2 and tables.said("pwkd_schedule", runs) is None
 
 
 def test_several_pairs_get_a_table_each():
@@ -464,10 +500,21 @@ def test_beyond_the_sum_and_beyond_each_part():
 
 def test_cells_that_did_not_run_are_left_out_not_guessed():
     accuracy = grid(additive)[["kd", "kd + srm", "rco * kd", "rco * (kd + srm)"]]
-    assert len(effects.gains(accuracy)) == 3 and len(effects.main_effects(accuracy)) == len(effects.interactions(accuracy)) == 0
+    y = {name: accuracy[name].to_numpy() for name in accuracy}
+    main, both = effects.main_effects(accuracy), effects.interactions(accuracy)
+    assert len(effects.gains(accuracy)) == 3 and list(main["name"]) == ["rco", "srm"] and list(both["name"]) == ["rco x srm"]
+    check_line(line_of(main, "rco"), (y["rco * kd"] - y["kd"] + y["rco * (kd + srm)"] - y["kd + srm"]) / 2)
+    check_line(line_of(both, "rco x srm"), y["rco * (kd + srm)"] - y["kd + srm"] - y["rco * kd"] + y["kd"])
     assert list(effects.beyond_the_sum(accuracy)["name"]) == ["rco * (kd + srm)"]
     said = " ".join(effects.answer(accuracy))
     assert "3 methods stood against plain KD" in said and "On average over everything else" not in said
+    assert "On average over the settings that ran, `rco`" in said and "averaged over: `rco` 2 of 8, `srm` 2 of 12." in said
+    assert "Not estimated, because too little of the grid ran: `pwkd`, `kr`, `iekd` and `kd beside one other`." in said
+    assert effects.settings(grid(additive)) == ""
+    lone = effects.answer(accuracy[["kd", "kd + srm"]])
+    assert "On average" not in " ".join(lone)  # one setting is no average
+    assert not len(effects.interactions(accuracy[["kd", "rco * (kd + srm)"]])) and "Two at a time" not in " ".join(lone)
+    assert effects.answer(accuracy[["rco * kd"]]) == ["Plain KD did not run in this study, so that there is nothing to compare with."]
     hole = grid(additive)
     hole.loc[0, "rco * kd"] = np.nan  # a seed that is missing in one cell is missing in that cell's differences alone
     assert line_of(effects.gains(hole), "rco * kd")["pairs"] == 5 and line_of(effects.gains(hole), "pwkd * kd")["pairs"] == 6
@@ -575,7 +622,8 @@ def test_figures_of_the_study_mark_what_the_numbers_say():
     starred = [t for t in texts if t.endswith("*")]
     assert len(texts) == 33 and "KD: 0" in texts and len(starred) == 1 and float(starred[0][:-1]) == pytest.approx(3, abs=0.3)
     partial = effects.heat_map(accuracy[["kd", "kd + kr"]])
-    assert len(partial.axes[0].texts) == 2
+    assert len(partial.axes[0].texts) == 2 and [t.get_text() for t in partial.axes[0].get_yticklabels()] == ["kd", "kd + kr"]
+    assert [t.get_text() for t in partial.axes[0].get_xticklabels()] == ["fixed"]
     labels = effects.bars(effects.main_effects(accuracy)).axes[0].get_yticklabels()
     assert [t.get_text() for t in labels][:2] == ["rco", "pwkd"]
     effects.cost_figure(made_up_costs(accuracy))
@@ -600,3 +648,39 @@ def test_only_leaves_other_methods_out(monkeypatch, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             planned.run("combined", only=only)
         assert asked["methods"] == (set(only) or {"labels", *effects.CELLS})
+
+
+def test_a_profile_runs_the_rows_it_asks_for(monkeypatch):
+    wanted = {}
+
+    def execute(runs, title):
+        wanted["methods"] = sorted(records.method_name(run) for run, _, _ in runs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "execute", execute)
+    chosen = {"kd": {"kd_main": ["KD"]}, "kr": {"kr_main": "all"}, "combined": "all"}
+    planned = plan.Planned(made_up_params(seeds=2, run=chosen))
+    with pytest.raises(KeyboardInterrupt):
+        planned.run("kd_main", "kd_temperature")
+    assert wanted["methods"] == ["kd", "kd"]
+    assert planned.asked(load_table("kr_main")) == [row["row"] for row in load_table("kr_main")["rows"] if "not_run" not in row]
+    assert planned.asked(load_table("kr_ablation")) == [] and len(planned.asked(load_table("srm_grid"))) > 5
+    assert plan.plan_counts(made_up_params(seeds=2, run=chosen))[0]["kd"] | {"runs": 0} == {"runs": 0, "tables": 1, "shared": 0}
+    for chosen, message in (
+        ({"kd": {"kd_mian": "all"}}, r"run.kd: unknown table 'kd_mian' \(did you mean 'kd_main'\?\)"),
+        ({"kd": {"kd_main": ["KDD"]}}, r"run.kd.kd_main: no row 'KDD' \(did you mean 'KD'\?\)"),
+    ):
+        with pytest.raises(Problem, match=message):
+            plan.Planned(made_up_params(run=chosen)).asked(load_table("kd_main"))
+
+
+def test_a_row_that_is_known_from_another_table_is_shown_unasked(repository):
+    params = repository / "params.yaml"
+    params.write_text(yaml.safe_dump(made_up_params(seeds=1, grid_seeds=1, run={"kd": {"kd_main": ["KD"]}})))
+    planned = plan.Planned(yaml.safe_load(params.read_text()))
+    planned.folder = repository / "runs" / "x"
+    run = planned.row_of("kd_main", "KD")[0]
+    planned.records = {study.key_of(run): made_up_records(accuracy_kd_better, rows=["KD"], seeds=(0,))[0] | {"key": study.key_of(run), "run": run}}
+    found = planned.run("kd_main", "kd_temperature")
+    assert set(zip(found["table"], found["row"], strict=True)) == {("kd_main", "KD"), ("kd_temperature", "KD")}
+    assert planned.ran("kd_temperature", "KD") and not planned.ran("kd_main", "KD", "student alone")

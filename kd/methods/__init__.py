@@ -43,6 +43,8 @@ class Phase:
 
     span: the part of the learning rate's schedule this phase covers, (0, 1) for all of it.
     student_epochs: whether the student learns in it, so that its epochs count in the student's budget.
+    score: (entry of the curve) -> how good the state is, lower is better, or None; asked wherever `ends_stretch`.
+    choose: the phase ends with the best state scored since the last choice, the first of equals; with its last where none was.
     """
 
     name: str
@@ -50,6 +52,15 @@ class Phase:
     recipe: "Recipe"  # noqa: F821 - kd.recipe.Recipe; its epochs are the length of the phase
     span: tuple[float, float] = (0.0, 1.0)
     student_epochs: bool = False
+    score: Callable | None = None
+    choose: bool = False
+
+    def ends_stretch(self, epoch):
+        """Whether a stretch of learning rate ends in `epoch` (from 1): the rate falls at a milestone, or the phase is over."""
+        start, stop = self.span
+        before, after = (start + (stop - start) * past / self.recipe.epochs for past in (epoch - 1, epoch))
+        falls = self.recipe.schedule == "step" and self.recipe.rate(before) != self.recipe.rate(after)
+        return falls or epoch == self.recipe.epochs
 
 
 @dataclass
@@ -107,6 +118,11 @@ class Knowledge(nn.Module):
     label_weight: float | None = None  # weight of the cross-entropy with the labels; None: no opinion, which makes it 1
     needs_teacher = True
 
+    @property
+    def teaches(self):
+        """Whether the lessons' loss learns from the teacher; where it does not, the teacher is not asked."""
+        return self.needs_teacher and type(self).loss is not Knowledge.loss
+
     def start(self, student, teacher, student_example, teacher_example):
         """Build the modules whose shapes depend on the networks. Called before the first lesson, and again when a lesson's
         teacher has features of other shapes. The examples are Outputs of both networks on the same few images."""
@@ -139,6 +155,10 @@ class Knowledge(nn.Module):
         """Learners beside the student with an optimizer of their own (mutual learning)."""
         return []
 
+    def score(self, entry):
+        """The `score` of the lesson's own phase: a number to choose among its states by, or None to go on with the last."""
+        return None
+
     def measure(self, student, teacher, data):
         """Numbers worth a place in the record, taken once after the last lesson; JSON values only."""
         return {}
@@ -168,6 +188,10 @@ class Sum(Knowledge):
         weights = [p.label_weight for p in parts if p.label_weight is not None]
         self.label_weight = min(weights) if weights else None
         self.needs_teacher = any(p.needs_teacher for p in parts)
+
+    @property
+    def teaches(self):
+        return any(part.teaches for part in self.members)
 
     def parts(self):
         return list(self.members)
@@ -204,6 +228,9 @@ class Sum(Knowledge):
 
     def peers(self, student, teacher):
         return [learner for part in self.members for learner in part.peers(student, teacher)]
+
+    def score(self, entry):
+        return next((score for part in self.members if (score := part.score(entry)) is not None), None)
 
     def measure(self, student, teacher, data):
         return {k: v for part in self.members for k, v in part.measure(student, teacher, data).items()}

@@ -113,6 +113,10 @@ class FitNet(Knowledge):
         self.share, self.within_budget, self.optimizer, self.probe = warm_up, within_budget, optimizer, probe
         self.regressors = nn.ModuleList()
 
+    @property
+    def teaches(self):
+        return self.stage == "joint"
+
     def start(self, student, teacher, student_example, teacher_example):
         pairs = features_at(self.taps, teacher_example.features, student_example.features)
         self.regressors = nn.ModuleList(

@@ -25,11 +25,12 @@ As in that code, each with a parameter that turns it off:
   - exact_atoms: entries that tie with the k-th largest are kept too, so a position may keep more than k.
   - fresh_optimizer: Adam starts afresh at each fall of the learning rate in stages 1 and 2.
   - freeze_statistics: batch norm's running statistics move while only the head learns.
-Unlike it:
+Unlike it, each with a parameter that does as the code:
   - drift: stage 1 of the code runs the teacher in train mode, which moves its batch norm statistics; the labels then come from
-    that drifted teacher, stage 3's logits from the original. Here the teacher stays as it is; drift=True does as the code.
-  - The code goes on with the best of the states at the ends of its three stretches of learning rate: by training loss (stage
-    1), validation loss (2) and validation accuracy (3). Here each stage goes on with its last state.
+    that drifted teacher, stage 3's logits from the original. Here the teacher stays as it is.
+  - selection: a stage of the code goes on with the best of the states at the ends of its three stretches of learning rate: by
+    training loss (stage 1), validation loss (2) and validation accuracy (3). Here it goes on with its last state.
+Unlike it:
   - Batches are as large as the lesson's (the code: 512, 384 and 128 for stages 1, 2 and 3).
   - Maps of different sizes are averaged down to the smaller size; in the code sizes always agree.
   - Lengths are shares of the lessons' epochs: the code's 100, 160 and 200 epochs make the defaults 0.5 and 0.8.
@@ -153,6 +154,7 @@ class SRM(Knowledge):
         fresh_optimizer=True,  # the code makes a new Adam at each fall of the learning rate
         sigmoid_logits=True,  # False: the pixel loss takes C^T f + b
         drift=False,  # True: labels from a teacher whose batch norm statistics stage 1 has moved
+        selection=False,  # True: a stage, a lesson too, ends with its best state at the ends of stretches of learning rate
         exact_atoms=False,  # True: exactly k codewords a position, ties or not
         probe=False,  # True: the lessons train the student's head alone
         freeze_statistics=False,  # with probe: True holds the student's batch norm statistics too
@@ -184,6 +186,7 @@ class SRM(Knowledge):
         self.share, self.codebook_share, self.within_budget = warm_up, codebook_epochs, within_budget
         self.every_lesson, self.fresh_optimizer, self.sigmoid_logits = every_lesson, fresh_optimizer, sigmoid_logits
         self.drift, self.exact_atoms, self.probe, self.hold = drift, exact_atoms, probe, freeze_statistics
+        self.selection = selection
         self.common = {
             "optimizer": optimizer,
             "learning_rate": learning_rate,
@@ -240,6 +243,8 @@ class SRM(Knowledge):
         return student, student if self.within_budget else 0
 
     def prepare(self, student, teacher, data, recipe, lesson):
+        if self.selection and not len(data.labels["validation"]):
+            raise Problem("srm.selection chooses by validation images, and none are held out; raise data.validation")
         if lesson and not self.every_lesson:
             return
         codebook_epochs, student_epochs = self.epochs(recipe.epochs)
@@ -255,15 +260,24 @@ class SRM(Knowledge):
                 theirs = self.look(teacher, images, recipe.precision)
             return self.matching_loss(run_networks(student, images, recipe.precision), theirs)
 
+        def training_loss(entry):
+            return sum(entry["loss"].values())
+
+        def validation_loss(entry):
+            return self.validation_loss(student, teacher, data, recipe)
+
         learner = Learner([self.teacher_codebooks], learn_codebooks)
         plan = plan.but(weight_decay=self.decays[0])
-        yield from self.stretches("codebooks", learner, plan, codebook_epochs, FALLS_CODEBOOKS, False)
+        yield from self.stretches("codebooks", learner, plan, codebook_epochs, FALLS_CODEBOOKS, False, training_loss)
         learner = Learner([student, self.student_codebooks], learn_student)
         plan = plan.but(weight_decay=self.decays[1])
-        yield from self.stretches("initialisation", learner, plan, student_epochs, FALLS_STUDENT, True)
+        yield from self.stretches(
+            "initialisation", learner, plan, student_epochs, FALLS_STUDENT, True, validation_loss
+        )
 
-    def stretches(self, name, learner, plan, epochs, falls, student_epochs):
+    def stretches(self, name, learner, plan, epochs, falls, student_epochs, score):
         """The phases of a stage: one, or one for each learning rate, each with an optimizer of its own."""
+        score = score if self.selection else None
         if not epochs:
             return
         first = max(1, round(epochs * falls[0]))
@@ -272,7 +286,8 @@ class SRM(Knowledge):
         for begin, end in pairwise([0, first, second, epochs]) if self.fresh_optimizer else [(0, epochs)]:
             if end > begin:
                 span = (begin / epochs, end / epochs)
-                yield Phase(name, [learner], plan.but(epochs=end - begin), span, student_epochs)
+                stretch = plan.but(epochs=end - begin)
+                yield Phase(name, [learner], stretch, span, student_epochs, score, choose=end == epochs)
 
     def look(self, teacher, images, precision, learning=False):
         """The teacher's Output, for stage 1 (`learning`) or for the labels."""
@@ -304,12 +319,26 @@ class SRM(Knowledge):
             with torch.no_grad():
                 similarity = teacher_book(theirs)
             guess = student_book.scores(mine)
-            chances = guess.sigmoid()
+            chances = guess.sigmoid() if self.sigmoid_logits or self.target != "pixel" else None
             if self.target in ("both", "pixel"):
                 terms[f"pixel {name}"] = pixel_loss(chances if self.sigmoid_logits else guess, similarity)
             if self.target in ("both", "image"):
                 terms[f"image {name}"] = image_loss(chances, sparse(similarity, atoms, self.exact_atoms))
         return terms
+
+    @torch.no_grad()
+    def validation_loss(self, student, teacher, data, recipe):
+        """Stage 2's loss, nats, of the student in eval mode; mean over the validation images."""
+        student.eval()
+        total = 0.0
+        for batch in data.chunks("validation", recipe.batch_size):  # similarities of more images may not fit into memory
+            theirs = self.look(teacher, batch.images, recipe.precision)
+            mine = run_networks(student, batch.images, recipe.precision)
+            total += float(sum(self.matching_loss(mine, theirs).values())) * len(batch.labels)
+        return total / len(data.labels["validation"])
+
+    def score(self, entry):
+        return -entry["validation"] if self.selection else None
 
     def trained(self):
         return self.held

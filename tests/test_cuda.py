@@ -1,0 +1,44 @@
+"""What only a GPU can show: that the host does not wait for it inside a step, and that results agree with the CPU's."""
+
+import warnings
+
+import pytest
+import torch
+
+from kd.bench import random_data
+from kd.distill import distill
+from kd.methods import make
+from kd.models import build
+from kd.recipe import Recipe
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+ONCE = Recipe(epochs=1, batch_size=16, learning_rate=1e-3)
+
+
+def waits(method, steps, precision):
+    """How often the host waits for the device in an epoch of `steps` batches, the last of them smaller."""
+    torch.manual_seed(0)
+    data = random_data(16 * steps - 3, test=16, side=8, classes=10).to("cuda")
+    teacher, student = (build(name, 10, 3).to("cuda") for name in ("cnn6x16", "cnn3x4"))
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            distill(student, make([method]), teacher, data, ONCE.but(precision=precision))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["labels", "kd", "fitnet", "at", "ft", "kr", "srm", "iekd", "dml", "iedml"])
+def test_a_step_never_waits_for_the_device(method, precision):
+    waits(method, 2, precision)  # the first time, kernels are chosen and memory is fetched
+    assert waits(method, 4, precision) == waits(method, 12, precision)
+
+
+def test_batches_are_the_same_on_every_device():
+    data = random_data(100, test=10)
+    for here, there in zip(data.batches(3, 5, 32), data.to("cuda").batches(3, 5, 32), strict=True):
+        assert torch.equal(here.index, there.index.cpu()) and torch.equal(here.labels, there.labels.cpu())
+        assert torch.allclose(here.images, there.images.cpu(), atol=1e-6)
