@@ -46,12 +46,23 @@ def command_use(options):
     from kd.checkpoints import write_atomically
 
     write_atomically(target, text)
+    plannable(options.profile)
     print(f"params.yaml now says: profile {options.profile}. Next: make repro (or: dvc repro)")
     if values["data"]["name"] in ("cifar10", "cifar100"):
         from kd.fetch import archives
 
         if not archives()[values["data"]["name"]].path.exists():
             print(f"First: python -m kd fetch {values['data']['name']}")
+
+
+def plannable(profile):
+    """Make what `dvc repro --dry` looks into before any stage has run: DVC can plan over an empty folder, not over a missing one."""
+    from kd.source import write_programs
+    from kd.study import STAGES
+
+    for name in (f"data/{profile}", f"models/{profile}/routes", f"models/{profile}/supernets", *(f"runs/{profile}/{stage}" for stage in (*STAGES, "notebooks"))):
+        (ROOT / name).mkdir(parents=True, exist_ok=True)
+    write_programs(ROOT / "build" / "code")
 
 
 def command_fetch(options):
@@ -77,12 +88,12 @@ def command_supernet(options):
     from kd.notebooks import report
     from kd.recipe import Recipe
     from kd.source import training_md5
-    from kd.study import RESUME, key_of, open_data, use_device
+    from kd.study import RESUME, images_path, key_of, open_data, use_device
     from kd.teachers import train_supernet
 
     values = params()
     device = use_device()
-    data = open_data(str(ROOT / "data" / f"{values['profile']}.safetensors"), None, 0, device)
+    data = open_data(str(images_path(values["profile"])), None, 0, device)
     teacher = values["teacher"]
     recipe = Recipe.of(values["recipe"]).but(epochs=teacher["epochs"], learning_rate=teacher["learning_rate"])
     key = key_of({"supernet": [options.network, values["supernet"], teacher], "data": data.md5, "recipe": recipe.as_dict()})
@@ -253,7 +264,7 @@ def parser():
     add("plan", command_plan)
     cost = add("cost", command_cost)
     cost.add_argument("--profile", help="default: the one in params.yaml")
-    cost.add_argument("--out", help="also write it there, e.g. reports/digits/cost.md, to which tables.md then leads")
+    cost.add_argument("--out", help="also write it there, e.g. reports/digits/cost.md")
     readme = add("readme", command_readme)
     readme.add_argument("--check", action="store_true", help="change nothing; fail if README.md does not hold the records' numbers")
     add("lint", command_lint)

@@ -276,12 +276,13 @@ def load_data(
     name:       digits (in scikit-learn; 8x8 grey, 1000/257/540 images), cifar10, cifar100 (fine labels), or
                 imagefolder (train/CLASS/* and test/CLASS/*, possibly below one top folder; grey if all are).
     source:     archive or folder; cifar10 and cifar100 default to the archive of data.dvc, whose size and md5
-                are then checked. Another source is checked against `md5`, if given.
+                are then checked.
     validation: images held out of train, stratified by class, always the same; default 257 for digits, else 0.
     padding:    pixels; default an eighth of the height: 4 at 32x32.  flip: default yes, except for digits.
     size:       imagefolder: resize to size x size pixels (shorter side, then the centre); default: as they are.
     mean, std:  one number a channel in [0, 1] units; default those of train.
     images_per_class: train images kept of each class, always the same ones; default all. See Data.few.
+    md5:        of `source`, 32 hexadecimal digits: another archive of that name is refused; default: any will do.
 
     Raises Problem for whatever is wrong with these or with the files.
     """

@@ -11,7 +11,7 @@ from kd.errors import Problem
 from kd.methods import CURRICULA, KNOWLEDGE, make
 from kd.models import Supernet, build, complexity
 from kd.records import grid_of, method_name, read_records
-from kd.study import MACHINE, ROOT, STAGES, Study, duration, key_of, load_table, parameters_file, stage_of
+from kd.study import MACHINE, ROOT, STAGES, Study, duration, images_path, key_of, load_table, parameters_file, stage_of
 from kd.tables import names
 
 # What a data set is before it is there: (images to train and validate on, image shape, classes).
@@ -53,9 +53,8 @@ def data_facts(params):
         if name == "imagefolder" and params["data"].get("size"):
             shape = (3, params["data"]["size"], params["data"]["size"])
         return images, shape, known[2]
-    path = ROOT / "data" / f"{profile}.safetensors"
-    if path.exists():
-        data = Data.open(path)
+    if images_path(profile).exists():
+        data = Data.open(images_path(profile))
         return len(data.labels["train"]), data.image_shape, len(data.classes)
     return None
 
@@ -123,11 +122,10 @@ def plan_counts(params):
     for stage in STAGES:
         mine, shared = {}, set()
         before = {key for other, keys in seen.items() if other == "kd" or stage == "combined" for key in keys}
-        tables = [load_table(name) for name in names() if stage_of(load_table(name)) == stage]
-        for table in tables:
-            asked = study.asked(table)
+        asked = [(table, rows) for table in map(load_table, names()) if stage_of(table) == stage and (rows := study.asked(table))]
+        for table, rows in asked:
             for row, _, run, paths in study.runs(table):
-                if row not in asked:
+                if row not in rows:
                     continue
                 key = key_of(run)
                 (shared.add(key) if key in before else mine.setdefault(key, run))
@@ -136,7 +134,7 @@ def plan_counts(params):
                     if network and network not in (study.params.get(where) or []):
                         lacking.add(f"{where}: in params.yaml lacks {network}, which {table['name']} needs ({row!r})")
         seen[stage] = set(mine)
-        counts[stage] = {"runs": list(mine.values()), "tables": sum(1 for table in tables if study.asked(table)), "shared": len(shared)}
+        counts[stage] = {"runs": list(mine.values()), "tables": len(asked), "shared": len(shared)}
     return counts, sorted({text.partition(", which")[0]: text for text in sorted(lacking)}.values())
 
 

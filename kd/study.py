@@ -55,11 +55,27 @@ def parameters_file():
     return yaml.safe_load(path.read_text())
 
 
+def images_path(profile):
+    """Where stage data leaves a profile's images, as tensors."""
+    return ROOT / "data" / profile / "images.safetensors"
+
+
+def table_names():
+    """The names of the files in tables/, in alphabetical order."""
+    return sorted(path.stem for path in (ROOT / "tables").glob("*.yaml"))
+
+
+def check_tables(asked, place=""):
+    """Raise Problem for a name that tables/ lacks; `place` says where it was asked for."""
+    names = table_names()
+    for name in asked:
+        if name not in names:
+            raise Problem(f"{place}unknown table {name!r}{nearest(name, names)}; tables/ has {', '.join(names)}")
+
+
 def load_table(name):
     """The table `name` from tables/NAME.yaml. Unknown names, keys and repeated rows raise Problem."""
-    names = sorted(p.stem for p in (ROOT / "tables").glob("*.yaml"))
-    if name not in names:
-        raise Problem(f"unknown table {name!r}{nearest(name, names)}; tables/ has {', '.join(names)}")
+    check_tables([name])
     table = yaml.safe_load((ROOT / "tables" / f"{name}.yaml").read_text())
     table["rows"] = [*table.get("rows", []), *grid_rows(table.pop("grid", None))]
     allowed = {"row", "knowledge", "curriculum", "epochs", "seeds", "reported", "recipe", "images_per_class", "not_run", "note", "data"}
@@ -309,7 +325,7 @@ class Study:
         # a notebook opened by hand writes to scratch/: only the pipeline writes the pipeline's outputs
         self.folder = Path(os.environ.get("KD_OUTPUT") or ROOT / "scratch" / self.profile / stage)
         self.after = [ROOT / "runs" / self.profile / name for name in after if name != stage]
-        self.data_path = ROOT / "data" / f"{self.profile}.safetensors"
+        self.data_path = images_path(self.profile)
         self.records, self.rows = {}, []
 
     @property
@@ -349,10 +365,7 @@ class Study:
         rows, stage = [row["row"] for row in table["rows"] if "not_run" not in row], stage_of(table)
         chosen = (self.params.get("run") or {}).get(stage, "all")
         if chosen != "all":
-            known = sorted(path.stem for path in (ROOT / "tables").glob("*.yaml"))
-            for name in chosen:
-                if name not in known:
-                    raise Problem(f"run.{stage}: unknown table {name!r}{nearest(name, known)}; tables/ has {', '.join(known)}")
+            check_tables(chosen, f"run.{stage}: ")
             chosen = chosen.get(table["name"], [])
         if chosen == "all":
             return rows
@@ -473,7 +486,8 @@ class Study:
 
     def ran(self, table, *rows):
         """Whether the first seeds of these rows have run: a profile may leave rows out (`run:` in params.yaml)."""
-        return all(key_of(self.row_of(table, row)[0]) in self.known() for row in rows)
+        known = self.known()
+        return all(key_of(self.row_of(table, row)[0]) in known for row in rows)
 
     def curves(self, table, row, pair=None):
         """Test accuracy in percent after each student epoch, (seeds, epochs)."""

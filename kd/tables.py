@@ -20,35 +20,28 @@ from kd.records import (
     read_records,
     summary,
 )
-from kd.study import ROOT, STAGES, load_table, parameters_file, stage_of
+from kd.study import ROOT, STAGES, load_table, parameters_file, stage_of, table_names
 
 
 @cache
 def names():
     """Every table's name, in the order in which the methods are taught, each paper's main one first."""
-    found = [path.stem for path in (ROOT / "tables").glob("*.yaml")]
-    places = {name: list(STAGES).index(stage_of(load_table(name))) for name in found}
+    places = {name: list(STAGES).index(stage_of(load_table(name))) for name in table_names()}
     first = ("main", "common", "headline")
-    return sorted(found, key=lambda name: (places[name], not name.endswith(first), name))
+    return sorted(places, key=lambda name: (places[name], not name.endswith(first), name))
 
 
 def display(name, runs):
     """The table `name` from the records `runs` (a DataFrame of Study.run), as a rendered Markdown cell."""
     from IPython.display import Markdown
 
-    return Markdown(text_of(name, runs))
+    return Markdown(laid_out(name, runs)[0])
 
 
-def text_of(name, runs):
-    """The table as Markdown; a sentence in its place where it has no run of its own."""
-    table = load_table(name)
-    return markdown(summary(runs, table), table, shown=len(lines_of(name, runs)) > 0)
+def laid_out(name, runs):
+    """(the table as Markdown, its rows that ran as kd.records.summary has them).
 
-
-def lines_of(name, runs):
-    """The rows of the table that ran, as kd.records.summary has them.
-
-    None of them where rows are missing and every run that is left stands in a table before this one, in the order of `names`.
+    A sentence and no row where rows are missing and every run that is left stands in a table before this one, in the order of `names`.
     """
     table = load_table(name)
     lines = summary(runs, table)
@@ -56,7 +49,14 @@ def lines_of(name, runs):
     missing = {row["row"] for row in table["rows"] if "not_run" not in row} - set(found["row"])
     before = runs["table"].isin(names()[: names().index(name)])
     repeated = set(runs.loc[runs["table"] == name, "key"]) <= set(runs.loc[before, "key"])
-    return found[:0] if missing and repeated else found
+    if missing and repeated:
+        found = found[:0]
+    return markdown(lines, table, shown=len(found) > 0), found
+
+
+def lines_of(name, runs):
+    """The rows of the table that ran, as `laid_out` has them."""
+    return laid_out(name, runs)[1]
 
 
 def say(line, baseline="KD"):
@@ -145,7 +145,7 @@ def write_reports(folder=None, profile=None):
         return f"\n![{name}](figures/{name}.png)\n"
 
     def section(name):
-        body, lines = text_of(name, runs), lines_of(name, runs)
+        body, lines = laid_out(name, runs)
         accuracy = effects.accuracies(runs) if name == "combined" and len(lines) else None
         if accuracy is not None and "kd" in accuracy:
             body += "\n**In words**, computed from these numbers:\n\n" + "".join(f"- {text}\n" for text in effects.answer(accuracy))
@@ -157,14 +157,11 @@ def write_reports(folder=None, profile=None):
     with plt.rc_context():
         figures.style()
         sections = {name: section(name) for name in names()}
-    about = list(parameters_file().get("about") or [])
-    if (folder / "cost.md").exists():
-        about.append("Hardware and time: [cost.md](cost.md).")
-    checkpoints.write_atomically(folder / "tables.md", page(profile, runs, sections, about))
+    checkpoints.write_atomically(folder / "tables.md", page(profile, runs, sections, parameters_file().get("about")))
     return runs
 
 
-def page(profile, runs, sections, about=()):
+def page(profile, runs, sections, about=None):
     """tables.md: what must be known of the study, contents, sections {table name: Markdown}, columns of results.csv."""
     text = [f"# Every table: {profile}\n"]
     text += ["".join(f"- {line}\n" for line in about)] if about else []

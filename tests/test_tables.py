@@ -171,6 +171,21 @@ def test_hours_follow_the_machine_records(few_tables, monkeypatch, tmp_path):
     assert line.split()[1:] == ["1", "21", "336", "336"]  # runs, epochs, and an hour an epoch
 
 
+def test_cost_by_hand_of_each_method(monkeypatch):
+    run = {"knowledge": ["kd"], "curriculum": "fixed"}
+    other = {"knowledge": ["kd", "kr"], "curriculum": "rco"}
+    records = {key: {"run": chosen, "epochs": 10} for key, chosen in (("a", run), ("b", run), ("c", other), ("not timed", other))}
+    machine = {"device": "abacus", "threads": 1}
+    machines = [{"key": key, "seconds": s, "peak_memory_mib": m} | machine for key, s, m in (("a", 20, 5), ("b", 40, 7), ("c", 90, 6), ("gone", 1, 1))]
+    monkeypatch.setattr(plan, "machine_records", lambda profile: (machines, records))
+    text = plan.cost("p")
+    assert "| kd | 2 | 3.00 | 1.00 | 7 |" in text and "| rco * (kd + kr) | 1 | 9.00 | 3.00 | 6 |" in text
+    assert "3 runs of students took 2 min 30 s" in text and "(abacus, 1 thread a run)" in text
+    monkeypatch.setattr(plan, "machine_records", lambda profile: ([], records))
+    with pytest.raises(Problem, match="machine/p holds no record"):
+        plan.cost("p")
+
+
 # --- reports, show, README
 
 
