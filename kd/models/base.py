@@ -104,7 +104,7 @@ def run_networks(network, images, precision):
     return Output(output.logits.float(), tuple(f.float() for f in output.features))
 
 
-EVALUATION_CHUNK = 2000  # images a forward pass without gradients; bounds memory, changes no result
+EVALUATION_CHUNK = 128  # images a forward pass without gradients: their maps fit a CPU's cache, where 2000 took twice as long; changes no result
 
 
 @torch.no_grad()
