@@ -41,14 +41,14 @@ def display(name, runs):
 def laid_out(name, runs):
     """(the table as Markdown, its rows that ran as kd.records.summary has them).
 
-    A sentence and no row where rows are missing and every run that is left stands in a table before this one, in the order of `names`.
+    A sentence and no row where rows are missing and one table before this one, in the order of `names`, shows every run that is left.
     """
     table = load_table(name)
     lines = summary(runs, table)
     found = lines[lines["n"] > 0]
     missing = {row["row"] for row in table["rows"] if "not_run" not in row} - set(found["row"])
-    before = runs["table"].isin(names()[: names().index(name)])
-    repeated = set(runs.loc[runs["table"] == name, "key"]) <= set(runs.loc[before, "key"])
+    keys = runs.groupby("table")["key"].agg(set)
+    repeated = any(keys.get(name, set()) <= keys.get(before, set()) for before in names()[: names().index(name)])
     if missing and repeated:
         found = found[:0]
     return markdown(lines, table, shown=len(found) > 0), found

@@ -88,7 +88,7 @@ def test_the_second_run_does_nothing(project):
 def test_two_clean_runs_give_the_same_bytes(project, tmp_path):
     folder, _ = project
     again = clone(tmp_path)
-    command(again, "kd", "use", "smoke")
+    shutil.copy(folder / "params.yaml", again / "params.yaml")  # `kd use` would make empty folders, which DVC calls modified
     # a fresh clone with the lock file: what is not there yet is said to be missing, and nothing is said to have changed
     shutil.copy(folder / "dvc.lock", again / "dvc.lock")
     status = json.loads(command(again, "dvc", "status", "--json").stdout or "{}")

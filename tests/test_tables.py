@@ -308,6 +308,10 @@ def test_a_table_without_runs_of_its_own_is_a_sentence_and_its_reported_figures(
     # and of two tables with the same runs the first keeps them
     runs = pd.concat([runs.assign(table="pwkd_stages"), runs.assign(table="pwkd_schedule")])
     assert len(tables.lines_of("pwkd_schedule", runs)) == 1 and not len(tables.lines_of("pwkd_stages", runs))
+    # a comparison of rows that several tables show one by one is that comparison's only place
+    runs = frame(made_up_records(accuracy_kd_better, "common", rows=["KD", "AT"]), "p")
+    runs = pd.concat([runs[runs["row"] == "KD"].assign(table="kd_main"), runs[runs["row"] == "AT"].assign(table="iekd_main"), runs])
+    assert len(tables.lines_of("common", runs)) == 2
 
 
 def test_rows_that_the_profile_leaves_out_keep_their_place():
