@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from kd import checkpoints
+from kd import checkpoints, graphs
 from kd.errors import Problem
 from kd.methods import Labels, Learner, Lesson, Method, Phase, Teachers, freeze
 from kd.models import evaluate, run_networks
@@ -93,6 +93,23 @@ def run_phase(phase, data, seed, states=None, first_epoch=0, stream=0, after_epo
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                     # fused optimizers walk both memories side by side: a file's layout beside a channels_last weight goes wrong unsaid
                     values[name] = torch.empty_like(parameter).copy_(value)
+
+    def update(images, labels):
+        """One step of every learner in turn: {term: its mean times the number of images}."""
+        found = {}
+        for learner, optimizer in zip(phase.learners, optimizers, strict=True):
+            terms = learner.loss(images, labels)
+            sum(terms.values()).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            for name, value in terms.items():
+                found[name] = found.get(name, 0.0) + value.detach() * len(labels)
+        return found
+
+    rate, device = None, data.labels["train"].device
+    if graphs.wanted(device):
+        rate, update = torch.zeros((), device=device), graphs.Recorded(update, optimizers)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     start, stop = phase.span
     for epoch in range(first_epoch, recipe.epochs):
         for learner in phase.learners:
@@ -103,15 +120,10 @@ def run_phase(phase, data, seed, states=None, first_epoch=0, stream=0, after_epo
             progress = start + (stop - start) * (epoch * steps + step) / (recipe.epochs * steps)
             # batches come in channels_last; what a layer computes in follows its input
             images = batch.images if recipe.channels_last else batch.images.contiguous()
-            for learner, optimizer in zip(phase.learners, optimizers, strict=True):
-                for group in optimizer.param_groups:
-                    group["lr"] = recipe.rate(progress)
-                terms = learner.loss(images, batch.labels)
-                sum(terms.values()).backward()
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                for name, value in terms.items():
-                    sums[name] = sums.get(name, 0.0) + value.detach() * len(batch.labels)
+            for group in groups:
+                group["lr"] = recipe.rate(progress) if rate is None else rate.fill_(recipe.rate(progress))
+            for name, value in update(images, batch.labels).items():
+                sums[name] = sums.get(name, 0.0) + value
         means = {name: float(total) / len(data.labels["train"]) for name, total in sums.items()}
         if not all(math.isfinite(value) for value in means.values()):
             raise Problem(f"{phase.name}: the loss is not finite after epoch {epoch + 1} ({means}); lower recipe.learning_rate")
@@ -149,6 +161,7 @@ def distill(student, method, teacher, data, recipe, seed=0, checkpoint=None, rep
         raise Problem(f"{taken} of {recipe.epochs} epochs go into warm-up and none is left; raise epochs or lower the warm-up's share")
     example = next(iter(data.chunks("train", 8))).images
     result, shapes, hooks, began = Result(), None, [], time.monotonic()
+    seen = torch.zeros((), dtype=torch.int64, device=device)  # by teachers; a tensor, so that a recorded step counts as well
     kept = None  # the states of the last lesson's optimizers, for a lesson that goes on without a restart
     best = None  # the best state scored since the last choice; in the checkpoint, because a phase that is over never runs again
 
@@ -181,7 +194,7 @@ def distill(student, method, teacher, data, recipe, seed=0, checkpoint=None, rep
         return networks
 
     def count_images(module, inputs):
-        result.teacher_images += len(inputs[0])
+        seen.add_(len(inputs[0]))
 
     def lesson_loss(networks):
         if not knowledge.teaches:
@@ -255,7 +268,7 @@ def distill(student, method, teacher, data, recipe, seed=0, checkpoint=None, rep
             state = {"curve": result.curve, "lessons": [vars(lesson) for lesson in result.lessons], "place": place}
             state |= weights() | {"kept": kept, "best": best}
             state |= {"optimizers": [o.state_dict() for o in optimizers], "random": random_state(device)}
-            checkpoint.save(state | {"teacher_images": result.teacher_images})
+            checkpoint.save(state | {"teacher_images": int(seen)})
 
     def next_lesson():
         lesson = curriculum.next(result.lessons, budget, teachers, student, data)
@@ -272,7 +285,8 @@ def distill(student, method, teacher, data, recipe, seed=0, checkpoint=None, rep
         lesson = result.lessons[-1]
         networks = begin(lesson)
         checkpoints.load_weights(knowledge, saved["knowledge"], checkpoint.path)
-        result.curve, result.teacher_images = saved["curve"], saved["teacher_images"]
+        result.curve = saved["curve"]
+        seen.fill_(saved["teacher_images"])
         place, resumed, kept, best = saved["place"], saved["optimizers"], saved["kept"], saved["best"]
         restore_random_state(saved["random"], device)
     else:
@@ -301,6 +315,7 @@ def distill(student, method, teacher, data, recipe, seed=0, checkpoint=None, rep
     while hooks:
         hooks.pop().remove()
     student.eval()
+    result.teacher_images = int(seen)
     result.extra_parameters = sum(p.numel() for p in knowledge.parameters())
     result.measured = knowledge.measure(student, networks[-1] if networks else None, data)
     result.seconds = time.monotonic() - began

@@ -60,7 +60,7 @@ def training_md5(methods):
     from kd.methods import CURRICULA, KNOWLEDGE
 
     package = Path(__file__).parent
-    files = [package / f"{name}.py" for name in ("checkpoints", "data", "distill", "fetch", "recipe", "stream", "study", "teachers")]
+    files = [package / f"{name}.py" for name in ("checkpoints", "data", "distill", "fetch", "graphs", "recipe", "stream", "study", "teachers")]
     files += [package / "models", package / "methods" / "__init__.py"]
     for name in methods:
         module = {**KNOWLEDGE, **CURRICULA}[name].rpartition(".")[0]
@@ -70,7 +70,7 @@ def training_md5(methods):
 
 
 # What a stage's results depend on besides data, weights and parameters. Every stage has `core`, and its own line.
-CORE = [f"kd/{name}" for name in ("checkpoints.py", "data.py", "distill.py", "figures.py", "models", "recipe.py", "stream.py")]
+CORE = [f"kd/{name}" for name in ("checkpoints.py", "data.py", "distill.py", "figures.py", "graphs.py", "models", "recipe.py", "stream.py")]
 CORE += [f"kd/{name}" for name in ("records.py", "source.py", "study.py", "tables.py", "teachers.py")]
 CORE += ["kd/methods/__init__.py", "kd/methods/kd.py"]
 HINTS = ["kd/methods/hints.py", "kd/methods/attention.py"]

@@ -37,6 +37,23 @@ def test_a_step_never_waits_for_the_device(method, precision):
     assert waits(method, 4, precision) == waits(method, 12, precision)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["labels", "kd", "fitnet", "at", "ft", "kr", "srm", "iekd", "dml", "iedml"])
+def test_a_recorded_step_learns_the_same(method, precision, monkeypatch):
+    """Graph or not: the same losses, up to the order in which a GPU adds up."""
+    losses = []
+    for on in "01":
+        monkeypatch.setenv("KD_GRAPHS", on)
+        torch.manual_seed(0)
+        data = random_data(16 * 9 - 3, test=16, side=8, classes=10).to("cuda")
+        teacher, student = (build(name, 10, 3).to("cuda") for name in ("cnn6x16", "cnn3x4"))
+        losses.append(distill(student, make([method]), teacher, data, ONCE.but(precision=precision)))
+    plain, recorded = losses
+    assert plain.teacher_images == recorded.teacher_images
+    for a, b in zip(plain.curve, recorded.curve, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3 if precision == "fp32" else 2e-2)
+
+
 def test_batches_are_the_same_on_every_device():
     data = random_data(100, test=10)
     for here, there in zip(data.batches(3, 5, 32), data.to("cuda").batches(3, 5, 32), strict=True):

@@ -89,7 +89,7 @@ def strongest(teacher_code, keep, recoding="top-k", temperature=1.0):
     if recoding == "threshold":
         probability, order = torch.softmax(teacher_code / temperature, dim=1).sort(dim=1, descending=True, stable=True)
         kept = probability.cumsum(1) - probability < keep  # a coordinate is needed while those before it fall short
-        kept[:, :2] = True
+        kept[:, :2].fill_(True)
         return torch.zeros_like(kept).scatter(1, order, kept)
     size = teacher_code.shape[1]
     chosen = teacher_code.topk(min(size, max(2, math.ceil(keep * size))), dim=1, sorted=False).indices
