@@ -9,7 +9,9 @@ itself); a phase is epochs over the training images. `run_phase` is the only pla
 """
 
 import copy
+import ctypes
 import math
+import sys
 import time
 from dataclasses import dataclass, field
 
@@ -132,6 +134,16 @@ def run_phase(phase, data, seed, states=None, first_epoch=0, stream=0, after_epo
     return [optimizer.state_dict() for optimizer in optimizers]
 
 
+def keep_memory():
+    """Have the C library keep up to a gigabyte that is free, where it is glibc: handing feature maps back to the system after every
+    step and having them cleared again takes some 4 % of a resnet8x4's step on a CPU."""
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if mallopt:
+            mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at its maximum: larger blocks alone are the system's own
+            mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+
+
 def distill(student, method, teacher, data, recipe, seed=0, checkpoint=None, report=None, after_epoch=None, after_lesson=None):
     """Train `student` in place, by `method`, from `teacher`. Returns a Result.
 
@@ -146,6 +158,7 @@ def distill(student, method, teacher, data, recipe, seed=0, checkpoint=None, rep
     entry at that end says so: "chosen" is the number in the curve, from 0, of the entry whose state the run goes on with, and
     the entry's accuracies are that state's.
     """
+    keep_memory()
     method = Method.of(method)
     knowledge, curriculum = method.knowledge, method.curriculum
     if knowledge.needs_teacher and teacher is None:

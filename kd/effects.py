@@ -270,7 +270,8 @@ def answer(accuracy, spent=None):
     total, each = beyond_the_sum(accuracy), beyond_each_part(accuracy)
     if len(total):
         more, less = sorted_by(total, "better"), sorted_by(total, "worse")
-        said.append(f"More than the sum of their parts: {listed(more)}." if more else f"None of {count_of(len(total), 'combination')} is more than the sum of its parts.")
+        nothing = "Of the one combination, it cannot be said that it" if len(total) == 1 else f"Of {len(total)} combinations none"
+        said.append(f"More than the sum of their parts: {listed(more)}." if more else f"{nothing} is more than the sum of its parts.")
         said += [f"Less than the sum: {listed(less)}."] if less else []
         beat = [name for name in sorted_by(each, "better") if name in better]
         said.append(f"Better than each of their parts and than KD: {listed(beat)}." if beat else "None is better than each of its parts and than KD.")

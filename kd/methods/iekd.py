@@ -68,7 +68,7 @@ def linear_cka(first, second):
     """Linear centred kernel alignment (Kornblith et al. 2019) of two representations of the same N images, (N, ...) each.
 
     ||X^T Y||^2 / (||X^T X|| ||Y^T Y||), Frobenius norms of the centred, flattened representations. Scalar in [0, 1]; 1 when equal up
-    to rotation and scale. Computed from the N x N Gram matrices, as features outnumber images.
+    to rotation and scale. Computed from the N x N Gram matrices, which are small however many features there are.
     """
     x, y = (m.flatten(1) - m.flatten(1).mean(0) for m in (first, second))
     x, y = x @ x.T, y @ y.T
