@@ -24,7 +24,7 @@ def record(step, optimizers):
         for group in optimizer.param_groups:
             group["capturable"] = True  # Adam refuses to be recorded without
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a loader may pin memory in another
         found = step()
     for optimizer in optimizers:
         for group in optimizer.param_groups:
