@@ -3,6 +3,7 @@
     searches/kr.yaml              knowledge: [kd, kr]
                                   grid: {kr.weight: [1, 3, 10]}           also of the recipe: recipe.learning_rate
                                   parameters: {kr: {recoding: none}}      optional: what is the same in all
+                                  epochs: 1.0                             optional: share of the recipe's epochs, whatever params.yaml says
     python -m kd search kr        writes reports/PROFILE/searches/kr.csv and says what came out best
     dvc repro search@kr           the same as a stage, for those listed under searches: in params.yaml
 
@@ -21,6 +22,7 @@ from kd.errors import Problem, nearest
 from kd.records import interval
 from kd.study import ROOT, Study, execute, forget, key_of
 
+KEYS = ("knowledge", "curriculum", "grid", "parameters", "epochs")  # of a search's file
 FIRST_SEED = 1000  # the tables' seeds begin at 0: a parameter must not be chosen on the runs that it is then reported on
 
 
@@ -34,6 +36,9 @@ def load_search(name):
     if name not in names():
         raise Problem(f"unknown search {name!r}{nearest(name, names())}; searches/ has {', '.join(names())}")
     search = {"curriculum": "fixed", **yaml.safe_load((ROOT / "searches" / f"{name}.yaml").read_text())}
+    for key in search:
+        if key not in KEYS:
+            raise Problem(f"searches/{name}.yaml: unknown key {key!r}{nearest(key, KEYS)}; known: {', '.join(KEYS)}")
     methods = {*search["knowledge"], search["curriculum"], "recipe"}
     for path in search["grid"]:
         method, _, parameter = path.partition(".")
@@ -45,6 +50,16 @@ def load_search(name):
 def candidates(search):
     """Every combination of the grid: a list of {"method.parameter": value}."""
     return [dict(zip(search["grid"], values, strict=True)) for values in itertools.product(*search["grid"].values())]
+
+
+def row_of(search, candidate, share):
+    """The row, as a table has it, that tries a candidate, over `share` of the recipe's epochs unless the search says how much."""
+    row = {"row": str(candidate), "knowledge": search["knowledge"], "curriculum": search["curriculum"], "epochs": search.get("epochs", share)}
+    row |= {method: dict(values) for method, values in search.get("parameters", {}).items()}
+    for path, value in candidate.items():
+        method, _, parameter = path.partition(".")
+        row.setdefault(method, {})[parameter] = value
+    return row
 
 
 def chosen(table):
@@ -62,12 +77,7 @@ def run_search(name, folder=None):
     study.folder = ROOT / "runs" / study.profile / "searches" / name
     pair, lines, wanted = study.pairs(name)[0], [], {}
     for candidate in candidates(search):
-        row = {"row": str(candidate), "knowledge": search["knowledge"], "curriculum": search["curriculum"], "epochs": share}
-        row |= {method: dict(values) for method, values in search.get("parameters", {}).items()}
-        for path, value in candidate.items():
-            method, _, parameter = path.partition(".")
-            row.setdefault(method, {})[parameter] = value
-        keys = []
+        row, keys = row_of(search, candidate, share), []
         for seed in range(FIRST_SEED, FIRST_SEED + seeds):
             run, paths = study.run_of({"paper": name}, row, pair, seed)
             keys.append(key_of(run))

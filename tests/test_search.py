@@ -43,9 +43,20 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
         search.load_search("rcoo")
     (tmp_path / "searches").mkdir()
     (tmp_path / "searches" / "x.yaml").write_text("knowledge: [kd]\ngrid: {kr.weight: [1]}\n")
+    (tmp_path / "searches" / "y.yaml").write_text("knowledge: [kd]\ngrid: {kd.alpha: [1]}\nepoch: 1.0\n")
     monkeypatch.setattr(search, "ROOT", tmp_path)
+    with pytest.raises(Problem, match=r"unknown key 'epoch' \(did you mean 'epochs'\?\)"):
+        search.load_search("y")
     with pytest.raises(Problem, match="'kr.weight' names no parameter of fixed, kd, recipe"):
         search.load_search("x")
+
+
+def test_a_candidate_is_a_row_and_a_search_may_say_how_long_it_trains():
+    found = {"knowledge": ["kd"], "curriculum": "rco", "parameters": {"rco": {"strategy": "one-stage"}}}
+    row = search.row_of(found, {"rco.anchors": 3, "kd.alpha": 0.5}, 0.2)
+    assert row["rco"] == {"strategy": "one-stage", "anchors": 3} and row["kd"] == {"alpha": 0.5} and row["epochs"] == 0.2
+    assert "anchors" not in found["parameters"]["rco"]  # the next candidate begins with what is the same in all
+    assert search.row_of({**found, "epochs": 1.0}, {}, 0.2)["epochs"] == 1.0
 
 
 def test_search_seeds_are_none_of_a_tables():
