@@ -137,7 +137,7 @@ def command_pages(options):
 
     executed, out = Path(options.executed), Path(options.out)
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        for run in sorted(executed.glob(f"{notebook.stem}*.ipynb")):
+        for run in sorted(set(executed.glob(f"{notebook.stem}*.ipynb")) - set(executed.glob("*.failed.ipynb"))):
             weave(notebook, run, out / run.name, notebook.stem.partition("_")[2])
 
 
