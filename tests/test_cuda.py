@@ -7,7 +7,7 @@ import torch
 
 from kd.bench import random_data
 from kd.distill import distill
-from kd.methods import make
+from kd.methods import KNOWLEDGE, make
 from kd.models import build
 from kd.recipe import Recipe
 
@@ -31,14 +31,14 @@ def waits(method, steps, precision):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("method", ["labels", "kd", "fitnet", "at", "ft", "kr", "srm", "iekd", "dml", "iedml"])
+@pytest.mark.parametrize("method", KNOWLEDGE)
 def test_a_step_never_waits_for_the_device(method, precision):
     waits(method, 2, precision)  # the first time, kernels are chosen and memory is fetched
     assert waits(method, 4, precision) == waits(method, 12, precision)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("method", ["labels", "kd", "fitnet", "at", "ft", "kr", "srm", "iekd", "dml", "iedml"])
+@pytest.mark.parametrize("method", KNOWLEDGE)
 def test_a_recorded_step_learns_the_same(method, precision, monkeypatch):
     """Graph or not: the same losses, up to the order in which a GPU adds up."""
     losses = []
