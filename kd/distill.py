@@ -86,6 +86,7 @@ def run_phase(phase, data, seed, states=None, first_epoch=0, stream=0, after_epo
     stream: where its epochs begin in the order of batches: epoch e sees data.batches(seed, stream + e).
     after_epoch: (epoch, optimizers, {term: mean over the epoch}) -> None, called when an epoch is over.
     """
+    keep_memory()
     recipe, steps = phase.recipe, data.steps(phase.recipe.batch_size)
     optimizers = [recipe.build_optimizer(learner.learnable()) for learner in phase.learners]
     for optimizer, state in zip(optimizers, states or [], strict=False):
@@ -108,10 +109,10 @@ def run_phase(phase, data, seed, states=None, first_epoch=0, stream=0, after_epo
                 found[name] = found.get(name, 0.0) + value.detach() * len(labels)
         return found
 
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     rate, device = None, data.labels["train"].device
     if graphs.wanted(device):
-        rate, update = torch.zeros((), device=device), graphs.Recorded(update, optimizers)
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        rate, update = torch.zeros((), device=device), graphs.Recorded(update, groups)
     start, stop = phase.span
     for epoch in range(first_epoch, recipe.epochs):
         for learner in phase.learners:
@@ -158,7 +159,6 @@ def distill(student, method, teacher, data, recipe, seed=0, checkpoint=None, rep
     entry at that end says so: "chosen" is the number in the curve, from 0, of the entry whose state the run goes on with, and
     the entry's accuracies are that state's.
     """
-    keep_memory()
     method = Method.of(method)
     knowledge, curriculum = method.knowledge, method.curriculum
     if knowledge.needs_teacher and teacher is None:

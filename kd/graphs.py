@@ -18,17 +18,18 @@ def wanted(device):
     return device.type == "cuda" and os.environ.get("KD_GRAPHS") == "1"
 
 
-def record(step, optimizers):
-    """Record what `step` asks of the GPU, without doing it. Returns a function that does it and gives the tensors of `step`."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["capturable"] = True  # Adam refuses to be recorded without
+def record(step, groups):
+    """Record what `step` asks of the GPU, without doing it. Returns a function that does it and gives the tensors of `step`.
+
+    groups: the parameter groups of the optimizers that the step uses.
+    """
+    for group in groups:
+        group["capturable"] = True  # Adam refuses to be recorded without
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a loader may pin memory in another
         found = step()
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["capturable"] = False  # and complains of it in a step that is not recorded
+    for group in groups:
+        group["capturable"] = False  # and complains of it in a step that is not recorded
 
     def replay():
         graph.replay()
@@ -45,8 +46,8 @@ class Recorded:
     epoch's last, is done as it stands.
     """
 
-    def __init__(self, step, optimizers):
-        self.step, self.optimizers, self.shape, self.count, self.replay = step, optimizers, None, 0, None
+    def __init__(self, step, groups):
+        self.step, self.groups, self.shape, self.count, self.replay = step, groups, None, 0, None
 
     def __call__(self, images, labels):
         self.shape, self.count = self.shape or images.shape, self.count + 1
@@ -54,7 +55,7 @@ class Recorded:
             return self.step(images, labels)
         if self.replay is None:
             self.images, self.labels = images.clone(), labels.clone()
-            self.replay = record(lambda: self.step(self.images, self.labels), self.optimizers)
+            self.replay = record(lambda: self.step(self.images, self.labels), self.groups)
         self.images.copy_(images)
         self.labels.copy_(labels)
         return self.replay()
