@@ -5,6 +5,7 @@ PYTHON ?= python3
 # absolute, because stages and notebook kernels call python from wherever they are started
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 
 .PHONY: repro test lint bench setup
 
@@ -24,8 +25,7 @@ bench: setup
 setup: $(BIN)/.installed
 
 $(BIN)/.installed: requirements.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+	@test -x $(BIN)/python || { $(PYTHON) -c '$(SUPPORTED)' && $(PYTHON) -m venv $(VENV); } && $(BIN)/python -c '$(SUPPORTED)' \
 		|| { echo "Python 3.11 or 3.12 is needed: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	@echo "Installing the pinned packages into $(VENV) (a few minutes, once) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt

@@ -1,6 +1,8 @@
 """python -m kd COMMAND: the pipeline's stages and a reader's tools. `python -m kd COMMAND --help` says what each takes."""
 
 import argparse
+import inspect
+import itertools
 import json
 import os
 import re
@@ -41,7 +43,9 @@ def command_use(options):
     elif values["data"]["name"] == "imagefolder":
         raise Problem(f"profile {options.profile} reads your images: give --archive PATH, a folder or .tar of train/CLASS/* and test/CLASS/*")
     if target.exists() and target.read_text() != text and target.read_text() not in {p.read_text() for p in profiles.values()}:
-        shutil.copy(target, backup := ROOT / "params.yaml.bak")
+        names = (ROOT / f"params.yaml.bak{number or ''}" for number in itertools.count())
+        backup = next(path for path in names if not path.exists() or path.read_text() == target.read_text())
+        shutil.copy(target, backup)
         print(f"Your edited params.yaml is kept as {backup.name}.")
     from kd.checkpoints import write_atomically
 
@@ -77,6 +81,10 @@ def command_data(options):
     from kd.data import load_data
 
     values = {k: v for k, v in params()["data"].items() if k != "watch"}
+    known = list(inspect.signature(load_data).parameters)
+    for key in values:
+        if key not in known:
+            raise Problem(f"data.{key}: unknown{nearest(key, known)}; known: {', '.join(known)}")
     data = load_data(values.pop("name"), cache=str(ROOT / "data" / "cache"), **values)
     data.save(options.out)
     counts = ", ".join(f"{len(labels)} {split}" for split, labels in data.labels.items())
@@ -85,31 +93,26 @@ def command_data(options):
 
 def command_supernet(options):
     """Stage supernet: nested widths of a network, trained jointly."""
-    from kd.notebooks import report
-    from kd.recipe import Recipe
-    from kd.source import training_md5
-    from kd.study import RESUME, images_path, key_of, open_data, use_device
-    from kd.teachers import train_supernet
+    from kd.study import teach_supernet
 
-    values = params()
-    device = use_device()
-    data = open_data(str(images_path(values["profile"])), None, 0, device)
-    teacher = values["teacher"]
-    recipe = Recipe.of(values["recipe"]).but(epochs=teacher["epochs"], learning_rate=teacher["learning_rate"])
-    key = key_of({"supernet": [options.network, values["supernet"], teacher], "data": data.md5, "recipe": recipe.as_dict()})
-    resume = RESUME / training_md5(("labels",)) / f"supernet-{key}"
-    more = {"distil_in_place": values["supernet"]["distil_in_place"], "seed": teacher["seed"], "resume": resume, "report": report}
-    accuracy = train_supernet(options.network, data, recipe, tuple(values["supernet"]["widths"]), options.out, **more)
-    shutil.rmtree(resume, ignore_errors=True)
-    for width, found in zip(values["supernet"]["widths"], accuracy, strict=True):
+    for width, found in teach_supernet(options.network, options.out):
         print(f"{options.network} at width {width:g}: {found['test']:.2f} % test accuracy")
+
+
+def empty_output(folder):
+    """Remove a stage's earlier records. Problem, and nothing is removed, where anything else lies in the folder."""
+    strange = [path.name for path in folder.glob("*") if path.suffix != ".safetensors" and path.name not in ("records.jsonl", "rows.json")]
+    if strange:
+        raise Problem(f"{folder} holds {strange[0]!r}, which no stage wrote; --output is emptied first: give it a folder of its own")
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def command_run(options):
     """Execute a notebook under typed parameters."""
     from kd import notebooks
+    from kd.checkpoints import check_writable
     from kd.parameters import checked, parameters_from
-    from kd.study import forget
+    from kd.study import forget, use_device
 
     parameters = parameters_from(options.params, options.parameter)
     checked(notebooks.read(options.notebook), parameters, Path(options.notebook).name)  # before anything is removed
@@ -117,8 +120,10 @@ def command_run(options):
     for name in ("output", "models", "reports"):
         if getattr(options, name):
             environment[f"KD_{name.upper()}"] = str(Path(getattr(options, name)).resolve())
+    use_device()  # says at once if it is not there
+    check_writable(options.out)
     if options.output:
-        shutil.rmtree(options.output, ignore_errors=True)
+        empty_output(Path(options.output))
     notebooks.run(options.notebook, options.out, parameters, environment)
     if options.output:
         forget(options.output)
@@ -195,10 +200,10 @@ def command_lint(options):
 
 def command_clean(options):
     """Strip notebooks to the form in which they are committed."""
-    from kd.notebooks import clean, read, write
+    from kd.notebooks import clean, dumps, read, write
 
     for path in options.notebooks:
-        write(path, clean(read(path)))
+        write(path, dumps(clean(read(path))))
 
 
 def command_bench(options):
@@ -298,6 +303,9 @@ def main():
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # a full disk, a folder that may not be written to
+        print(f"kd: {error.filename or 'input or output'}: {error.strerror or error}; mend that and run the same command again", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

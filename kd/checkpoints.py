@@ -47,6 +47,14 @@ def unpack(tensors, skeleton):
     return tuple(items) if skeleton["tuple"] else items
 
 
+def check_writable(path):
+    """Make the folder of `path`; Problem if nothing can be written there, said before hours of work and not after."""
+    folder = Path(path).absolute().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise Problem(f"{folder} may not be written to; mend its permissions or write elsewhere")
+
+
 def write_atomically(path, content):
     """Write bytes or text so that `path` holds either its old content or all of the new one, even after a kill -9."""
     path = Path(path)

@@ -21,14 +21,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch.nn.functional import pad
 from tqdm import tqdm
 
 from kd.checkpoints import write_atomically
-from kd.errors import Problem, nearest
+from kd.errors import Problem, check_kind, nearest
 from kd.fetch import IMAGES, files_in, source_of
 
 SPLITS = ("train", "validation", "test")
@@ -289,12 +289,18 @@ def load_data(
     if name not in NAMES:
         raise Problem(f"no data called {name!r}{nearest(name, NAMES)}: there are {', '.join(NAMES)}")
     validation = (257 if name == "digits" else 0) if validation is None else validation
-    if not isinstance(validation, int):
-        raise Problem(f"validation={validation!r}: a whole number of images")
-    if size is not None and (name != "imagefolder" or size < 1):
-        raise Problem(
-            f"size={size}: a positive number of pixels, and for imagefolder only: {name} must go without"
-        )
+    kinds = {"validation": (validation, 0), "padding": (padding, 0), "size": (size, 0), "images_per_class": (images_per_class, 0)}
+    kinds |= {"flip": (flip, True), "source": (str(source) if isinstance(source, Path) else source, "")}
+    for key, (value, like) in kinds.items():
+        if value is not None:
+            check_kind(f"data.{key}", value, like)
+    for key, value in (("mean", mean), ("std", std)):
+        if value is not None and not (isinstance(value, (list, tuple)) and all(isinstance(number, (int, float)) for number in value)):
+            raise Problem(f"data.{key}: {value!r} must be a list of numbers, one a channel")
+    if size is not None and size < 1:
+        raise Problem(f"data.size: {size} must be a positive number of pixels")
+    if size is not None and name != "imagefolder":
+        raise Problem(f"data.size: for imagefolder only; {name} must go without")
     if name == "digits":
         if source is not None:
             raise Problem(f"digits come with scikit-learn: source={str(source)!r} must go")
@@ -430,6 +436,8 @@ def _decode(items, size):
     for path, raw in items:
         try:
             with Image.open(io.BytesIO(raw)) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise ValueError(f"{image.mode} pixels, of more than 8 bits a channel")
                 image = image if image.mode == "L" else image.convert("RGB")
                 arrays.append(
                     np.asarray(
@@ -437,7 +445,7 @@ def _decode(items, size):
                     )
                 )
         except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
-            what = " ".join(str(error).split())
+            what = "it is none" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
             raise Problem(f"the image {path} cannot be decoded ({what}): replace or remove it") from None
     return arrays
 
@@ -490,6 +498,8 @@ def _imagefolder(source, size):
             raise Problem(
                 f"{source}: {path} has {w}x{h} pixels, most have {width}x{height}: give size=PIXELS to resize"
             )
+    if len(folders["train"]) == 1:
+        raise Problem(f"{source} has one class alone, {min(folders['train'])!r}: there is nothing to tell apart; add others")
     classes, grey = sorted(folders["train"]), all(array.ndim == 2 for array in arrays.values())
     label_of, parts = {class_name: label for label, class_name in enumerate(classes)}, []
     for split in ("train", "test"):

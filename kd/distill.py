@@ -14,6 +14,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +62,7 @@ class Checkpoint:
     """
 
     def __init__(self, path, every=30.0, **about):
-        self.path, self.every, self.about, self.saved = path, every, about, time.monotonic()
+        self.path, self.every, self.about, self.saved = Path(path), every, about, time.monotonic()
 
     def load(self):
         if not self.path.exists():
@@ -88,6 +89,9 @@ def run_phase(phase, data, seed, states=None, first_epoch=0, stream=0, after_epo
     """
     keep_memory()
     recipe, steps = phase.recipe, data.steps(phase.recipe.batch_size)
+    for learner in phase.learners:
+        if not learner.learnable():
+            raise Problem(f"{phase.name}: nothing here can learn; a network that has taught is frozen, call network.requires_grad_(True) on it")
     optimizers = [recipe.build_optimizer(learner.learnable()) for learner in phase.learners]
     for optimizer, state in zip(optimizers, states or [], strict=False):
         optimizer.load_state_dict(state)
@@ -125,7 +129,13 @@ def run_phase(phase, data, seed, states=None, first_epoch=0, stream=0, after_epo
             images = batch.images if recipe.channels_last else batch.images.contiguous()
             for group in groups:
                 group["lr"] = recipe.rate(progress) if rate is None else rate.fill_(recipe.rate(progress))
-            for name, value in update(images, batch.labels).items():
+            try:
+                found = update(images, batch.labels)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise Problem("the last batch has a single image, too few for batch norm on 1x1 maps; change recipe.batch_size by one") from None
+            for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + value
         means = {name: float(total) / len(data.labels["train"]) for name, total in sums.items()}
         if not all(math.isfinite(value) for value in means.values()):
@@ -150,6 +160,7 @@ def distill(student, method, teacher, data, recipe, seed=0, checkpoint=None, rep
 
     student: an nn.Module giving kd.models.Output (kd.Tapped makes one of any network). method: a Method or Knowledge.
     teacher: kd.Teachers, an nn.Module, or None where the method needs none. data: kd.data.Data, on the student's device.
+    The teacher is left frozen: in eval mode, without gradients.
     recipe: its epochs are the student's whole budget, warm-up phases included where the method says so.
     seed: fixes the order of images, augmentation and what the method initialises; the student comes initialised.
     checkpoint: a Checkpoint to save to and to resume from, to the same bits as an uninterrupted run.
@@ -161,9 +172,9 @@ def distill(student, method, teacher, data, recipe, seed=0, checkpoint=None, rep
     """
     method = Method.of(method)
     knowledge, curriculum = method.knowledge, method.curriculum
-    if knowledge.needs_teacher and teacher is None:
-        raise Problem(f"{type(knowledge).__name__} needs a teacher; give a network or kd.Teachers")
     teachers = Teachers.of(teacher)
+    if knowledge.needs_teacher and not teachers:
+        raise Problem(f"{type(knowledge).__name__} needs a teacher; give a network or kd.Teachers")
     device = next(student.parameters()).device
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     student.to(memory_format=layout)
@@ -187,7 +198,9 @@ def distill(student, method, teacher, data, recipe, seed=0, checkpoint=None, rep
         for index in lesson.indices if teachers else ():
             networks.append(freeze(teachers[lesson.source][index]).to(device, memory_format=layout))
         with torch.no_grad():
-            mine, outputs = student.eval()(example), [network(example) for network in networks]
+            mine, *outputs = (run_networks(network, example, "fp32") for network in (student.eval(), *networks))
+        if mine.logits.shape[1] < len(data.classes):
+            raise Problem(f"the student gives {mine.logits.shape[1]} logits, and the data have {len(data.classes)} classes")
         theirs = outputs[-1] if outputs else None
         every = [[tuple(f.shape[1:]) for f in output.features] for output in outputs] or [[]]
         now = every[-1]

@@ -89,7 +89,7 @@ def factors():
         without = [k for k in SETS if "kd" in k and kind not in k]
         ordered = [tuple(x for x in ("kd", *KINDS) if x in (*k, kind)) for k in without]
         found[kind] = [(name_of(c, w), name_of(c, o)) for c in CURRICULA for w, o in zip(ordered, without, strict=True)]
-    found["kd beside one other"] = [(name_of(c, ("kd", kind)), name_of(c, (kind,))) for c in CURRICULA for kind in KINDS]
+    found["kd, added to another alone"] = [(name_of(c, ("kd", kind)), name_of(c, (kind,))) for c in CURRICULA for kind in KINDS]
     return found
 
 
@@ -241,8 +241,8 @@ def answer(accuracy, spent=None):
     said = [f"{count_of(len(against), 'method')} stood against plain KD ({accuracy['kd'].mean():.2f} %), over {count_of(seeds, 'paired seed')}."]
     if seeds < 2 or not len(against):
         return [*said, "That is too little to conclude anything."]
-    said.append(f"Better than plain KD: {listed(better)}." if better else "None of them is better than plain KD.")
-    said.append(f"Worse: {listed(worse)}." if worse else "None is worse.")
+    said.append(f"Better than plain KD: {listed(better)}." if better else "None of them can be told to be better than plain KD.")
+    said.append(f"Worse: {listed(worse)}." if worse else "None can be told to be worse.")
     rest = f"For the other {len(against) - len(better) - len(worse)} no difference can be claimed"
     said += [rest + (f", though before correction {listed(undecided)} would have stood out." if undecided else ".")] if len(better) + len(worse) < len(against) else []
     top = against.loc[against["mean"].idxmax()]
@@ -270,15 +270,15 @@ def answer(accuracy, spent=None):
     total, each = beyond_the_sum(accuracy), beyond_each_part(accuracy)
     if len(total):
         more, less = sorted_by(total, "better"), sorted_by(total, "worse")
-        nothing = "Of the one combination, it cannot be said that it" if len(total) == 1 else f"Of {len(total)} combinations none"
-        said.append(f"More than the sum of their parts: {listed(more)}." if more else f"{nothing} is more than the sum of its parts.")
+        any_of = "the one combination" if len(total) == 1 else f"any of the {len(total)} combinations"
+        said.append(f"More than the sum of their parts: {listed(more)}." if more else f"It cannot be said of {any_of} that it is more than the sum of its parts.")
         said += [f"Less than the sum: {listed(less)}."] if less else []
         beat = [name for name in sorted_by(each, "better") if name in better]
-        said.append(f"Better than each of their parts and than KD: {listed(beat)}." if beat else "None is better than each of its parts and than KD.")
+        said.append(f"Better than each of their parts and than KD: {listed(beat)}." if beat else "None can be told to be better than each of its parts and than KD.")
     if spent is not None:
         cheap = spent.set_index("name")["cost"] <= 1 + 1e-9
         bargains = [name for name in better if cheap[name]]
-        said.append(f"At no more than KD's cost, better than KD: {listed(bargains)}." if bargains else "Nothing that costs no more than KD is better than it.")
+        said.append(f"At no more than KD's cost, better than KD: {listed(bargains)}." if bargains else "Nothing that costs no more than KD can be told to be better than it.")
         best = against[against["name"].isin(better)].sort_values("mean", ascending=False)["name"]
         said += [f"The best of the better ones, `{best.iloc[0]}`, costs {spent.set_index('name')['cost'][best.iloc[0]]:.2f} times KD's training."] if len(best) else []
     beat = [name for name in sorted_by(each, "better") if name in better]
@@ -286,7 +286,7 @@ def answer(accuracy, spent=None):
         said.append("So combining pays here, for the combinations named.")
     elif better:
         said.append("So a method pays here, but combining adds nothing that these runs could show over its best part.")
-    elif raising := sorted_by(main_effects(accuracy), "better"):
+    elif raising := [name for name in sorted_by(main_effects(accuracy), "better") if name in (*CURRICULA, *KINDS)]:
         said.append(f"So no single method can be told from plain KD for the better with these seeds; only averages over the grid speak for {listed(raising)}.")
     else:
         said.append("So with these seeds there is no reason to prefer anything here to plain KD.")
@@ -351,8 +351,9 @@ def cost_figure(spent):
         ax.errorbar(mine["cost"], mine["mean"], yerr=mine["interval"].fillna(0), fmt="o", color=colour, label=label, alpha=0.7, elinewidth=0.7)
     front = spent[spent["front"]].sort_values("cost")
     ax.step(front["cost"], front["mean"], where="post", color="0.3", linewidth=1, label="front, by means")
-    for place, line in enumerate(front.to_dict("records")):
-        ax.annotate(line["name"], (line["cost"], line["mean"]), xytext=(6, 8 + 11 * (place % 2)), textcoords="offset points", fontsize=8)
+    named = spent.sort_values(["cost", "mean"]) if len(spent) <= 12 else front  # of many points all names would not fit
+    for place, line in enumerate(named.to_dict("records")):
+        ax.annotate(line["name"].replace("labels", "student alone"), (line["cost"], line["mean"]), xytext=(6, 8 + 11 * (place % 2)), textcoords="offset points", fontsize=8)
     ax.set(xlabel="multiply-adds of training, relative to plain KD", ylabel="top-1 accuracy on test (%)")
     figure.legend(fontsize=8, loc="outside right center")
     return figure

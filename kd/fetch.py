@@ -190,11 +190,13 @@ def source_of(name, source, cache, md5=None):
         remedy = f"run `python -m kd fetch {name}`" if wanted else "correct `source`"
         raise Problem(f"{path} is missing: {remedy}")
     if path.is_dir():
+        if md5:
+            raise Problem(f"{path} is a folder, and this profile was made for one archive (md5 {md5}): give that archive, or set data.md5 to null")
         digest = hashlib.md5(usedforsecurity=False)
         for file in sorted(
             Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names
         ):
-            about = file.stat()
+            about = look(file, Path.stat)
             digest.update(
                 json.dumps([file.relative_to(path).as_posix(), about.st_size, about.st_mtime_ns]).encode()
             )
@@ -230,13 +232,21 @@ def _remembered_md5(path, cache):
     return known[key]
 
 
+def look(file, how):
+    """how(file); Problem for a file that cannot be read, such as a broken link."""
+    try:
+        return how(file)
+    except OSError as error:
+        raise Problem(f"{file} cannot be read ({error.strerror}): mend or remove it") from None
+
+
 def files_in(source):
     """(path inside, bytes or None for a folder) of all in a folder or tar archive; nothing is unpacked."""
     if source.is_dir():
         for folder, _, names in os.walk(source, followlinks=True):
             yield Path(folder).relative_to(source).as_posix(), None
             for file in map(Path(folder).joinpath, names):
-                yield file.relative_to(source).as_posix(), file.read_bytes()
+                yield file.relative_to(source).as_posix(), look(file, Path.read_bytes)
         return
     try:
         with tarfile.open(source, "r:*") as tar:
@@ -259,4 +269,4 @@ def files_in(source):
             while tar.fileobj.read(1 << 20):
                 pass
     except BROKEN as error:
-        raise Problem(f"{source} is not a whole tar archive ({error}): get or make it again") from None
+        raise Problem(f"{source} is not a whole tar archive ({' '.join(str(error).split())}): get or make it again") from None

@@ -7,7 +7,7 @@ import ast
 import sys
 from pathlib import Path
 
-from kd.errors import Problem, nearest
+from kd.errors import Problem, check_kind, nearest
 
 MOST_PARAMETERS = 12  # more than a reader can hold in the head
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list",
@@ -126,8 +126,10 @@ def load_parameters(file):
     path, section = (file, "") if Path(file).is_file() or ":" not in file else file.rpartition(":")[::2]
     try:
         found = parse_value(Path(path).read_text(encoding="utf-8"))
-    except OSError:
+    except FileNotFoundError:
         raise Problem(f"{path}: no such parameters file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Problem(f"{path} cannot be read ({error}): mend it, or write it anew with `python -m kd use PROFILE`") from None
     except Problem as problem:
         raise Problem(f"{path}: {problem}") from None
     for key in filter(None, section.split(".")):
@@ -138,6 +140,61 @@ def load_parameters(file):
     if found is not None and not isinstance(found, dict):
         raise Problem(f"{file}: expected a mapping of parameters, got {found!r}")
     return found or {}
+
+
+def check_study(values, name):
+    """The parameters of a study, from params.yaml, if its outline is right; else Problem, naming what is not.
+
+    Sections are those of profiles/digits.yaml. What stands in a method's section its stage checks, in `recipe` kd.Recipe.
+    """
+    from kd.models import build
+    from kd.study import ROOT, STAGES, table_names
+
+    def known(given, names, where):
+        for key in given:
+            if key not in names:
+                raise Problem(f"{name}: unknown {where}{key!r}{nearest(key, names)}; known: {', '.join(map(str, names))}")
+
+    def same(given, names, where):
+        if not isinstance(given, dict):
+            raise Problem(f"{name}: {where.rstrip('.') or 'the file'} must hold a mapping of {', '.join(names)}")
+        known(given, names, where)
+        if lacking := [key for key in names if key not in given]:
+            raise Problem(f"{name} lacks {where}{lacking[0]}; `python -m kd use PROFILE` writes it whole")
+
+    pattern = load_parameters(str(ROOT / "profiles" / "digits.yaml"))
+    same(values, list(pattern), "")
+    for section in ("teacher", "supernet"):
+        same(values[section], list(pattern[section]), f"{section}.")
+    for key in ("seeds", "grid_seeds"):
+        check_kind(f"{name}: {key}", values[key], 1)
+        if values[key] < 1:
+            raise Problem(f"{name}: {key}: {values[key]} must be 1 or more")
+    for key, kind, words in (("profile", str, "a name"), ("recipe", dict, "a mapping"), ("data", dict, "a mapping"), ("pairs", dict, "a mapping"),
+                             ("run", dict, "a mapping of stages"), ("teachers", list, "a list of networks"), ("supernets", list, "a list of networks")):
+        if not isinstance(values[key], kind):
+            raise Problem(f"{name}: {key}: {values[key]!r} must be {words}")
+    if not isinstance(values["data"].get("name"), str):
+        raise Problem(f"{name} lacks data.name; it is digits, cifar10, cifar100 or imagefolder")
+    known(values["run"], list(STAGES), "run.")
+    for stage, chosen in values["run"].items():
+        if chosen != "all" and not isinstance(chosen, dict):
+            raise Problem(f"{name}: run.{stage}: {chosen!r} must be all, or a mapping of tables, e.g. {{kd_main: all}}")
+    searches = sorted(path.stem for path in (ROOT / "searches").glob("*.yaml"))
+    known(values["pairs"], ["default", *STAGES, *table_names(), *searches], "pairs.")
+    if "default" not in values["pairs"]:
+        raise Problem(f"{name} lacks pairs.default, e.g. default: [cnn6x16, cnn3x4]")
+    for key, pair in values["pairs"].items():
+        pairs = pair if isinstance(pair, list) and pair and isinstance(pair[0], list) else [pair]
+        if not all(isinstance(p, list) and len(p) == 2 and all(isinstance(network, str) for network in p) for p in pairs):
+            raise Problem(f"{name}: pairs.{key}: {pair!r} must be [teacher, student], or a list of such")
+    for key in values["recipes"] or {}:
+        if key not in STAGES:
+            try:
+                build(key, 2)
+            except Problem:
+                raise Problem(f"{name}: recipes.{key}: neither a stage ({', '.join(STAGES)}) nor a network's name") from None
+    return values
 
 
 def parameters_from(files, assignments):

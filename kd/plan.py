@@ -11,7 +11,19 @@ from kd.errors import Problem
 from kd.methods import CURRICULA, KNOWLEDGE, make
 from kd.models import Supernet, build, complexity
 from kd.records import grid_of, method_name, read_records
-from kd.study import MACHINE, ROOT, STAGES, Study, duration, images_path, key_of, load_table, parameters_file, stage_of
+from kd.study import (
+    MACHINE,
+    ROOT,
+    STAGES,
+    Study,
+    asked_rows,
+    duration,
+    images_path,
+    key_of,
+    load_table,
+    parameters_file,
+    stage_of,
+)
 from kd.tables import names
 
 # What a data set is before it is there: (images to train and validate on, image shape, classes).
@@ -122,7 +134,7 @@ def plan_counts(params):
     for stage in STAGES:
         mine, shared = {}, set()
         before = {key for other, keys in seen.items() if other == "kd" or stage == "combined" for key in keys}
-        asked = [(table, rows) for table in map(load_table, names()) if stage_of(table) == stage and (rows := study.asked(table))]
+        asked = [(table, rows) for table in map(load_table, names()) if stage_of(table) == stage and (rows := asked_rows(table, study.params))]
         for table, rows in asked:
             for row, _, run, paths in study.runs(table):
                 if row not in rows:

@@ -6,21 +6,20 @@ from pathlib import Path
 import pandas as pd
 
 from kd import checkpoints
-from kd.errors import Problem, nearest
-from kd.records import markdown_body, plus_minus, summary
+from kd.errors import Problem
+from kd.records import controls, markdown_body, summary
 from kd.study import ROOT, load_table
 from kd.tables import read_results
 
-MARKER = re.compile(r"<!-- (table|number|gain|answer|bench):(.+?) -->(.*?)<!-- end -->", re.DOTALL)
+MARKER = re.compile(r"<!-- (table|answer|bench):(.+?) -->(.*?)<!-- end -->", re.DOTALL)
 
 
 def filled(text, results):
     """`text` with what stands between its markers written anew from the reports. Unknown names raise Problem.
 
-    <!-- table:NAME --> a table <!-- end -->          <!-- number:NAME/ROW -->93.10 ± 0.40<!-- end -->
-    <!-- answer:combined --> sentences <!-- end -->   <!-- gain:NAME/ROW -->+1.20 ± 0.30<!-- end -->, against the table's baseline
-
-    <!-- bench:PAIR/VARIANT/COLUMN -->73.6<!-- end --> is of the rows "steps" in reports/benchmark.csv.
+    <!-- table:NAME --> a table <!-- end -->
+    <!-- answer:combined --> sentences <!-- end -->
+    <!-- bench:PAIR/VARIANT/COLUMN -->73.6<!-- end -->      of the rows "steps" in reports/benchmark.csv
 
     NAME@PROFILE is of another profile's reports; results: {profile or "": DataFrame of its results.csv}, "" being the default's.
     """
@@ -36,23 +35,14 @@ def filled(text, results):
             if name != "combined":
                 raise Problem(f"README.md: {match[0].splitlines()[0]}: only the combined study has an answer; write answer:combined")
             return "\n\n" + "".join(f"- {sentence}\n" for sentence in effects.answer(effects.accuracies(runs))) + "\n"
-        name, _, row = name.partition("/") if kind != "table" else (name, "", "")
         table = load_table(name)
-        lines = summary(runs, table)
-        if kind == "table":
-            body = markdown_body(lines, table)
-            if profile:  # the figures reported for other pairs stand under the default profile's table
-                body = body.partition("\n\n**Reported elsewhere")[0] + "\n"
-            return f"\n\n{body}\n"
-        if row not in set(lines["row"]):
-            raise Problem(f"README.md: table {name} has no row {row!r}{nearest(row, lines['row'])}")
-        line = lines[lines["row"] == row].iloc[0]
-        if kind == "gain":
-            return plus_minus(line["difference"], line["difference_interval"], sign=True)
-        return plus_minus(line["mean"], line["interval"])
+        body = markdown_body(summary(runs, table), table, controls(runs, table))
+        if profile:  # the figures reported for other pairs stand under the default profile's table
+            body = body.partition("\n\n**Reported elsewhere")[0] + "\n"
+        return f"\n\n{body}\n"
 
     if stray := text.count("<!-- end -->") - len(MARKER.findall(text)):
-        raise Problem(f"README.md: {abs(stray)} `<!-- end -->` too many or without a marker that is known: table, number, gain, answer, bench")
+        raise Problem(f"README.md: {abs(stray)} `<!-- end -->` too many or without a marker that is known: table, answer, bench")
     return MARKER.sub(lambda match: f"<!-- {match[1]}:{match[2]} -->{content(match)}<!-- end -->", text)
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 
-from kd.errors import Problem, nearest
+from kd.errors import Problem, check_kind, nearest
 
 SCHEDULES = ("step", "cosine", "triangular", "constant")
 
@@ -33,15 +33,24 @@ class Recipe:
     channels_last: bool = True  # memory layout of images and weights; rounding differs, nothing else
 
     def __post_init__(self):
-        object.__setattr__(self, "milestones", tuple(float(m) for m in self.milestones))
+        for field in fields(self):
+            check_kind(f"recipe.{field.name}", getattr(self, field.name), field.default)
+        if not isinstance(self.milestones, (list, tuple)):
+            raise Problem(f"recipe.milestones: {self.milestones!r} must be a list of shares of the run")
+        for milestone in self.milestones:
+            check_kind("recipe.milestones", milestone, 0.5)
+        object.__setattr__(self, "milestones", tuple(map(float, self.milestones)))
         checks = {
             "epochs": self.epochs >= 0,
             "batch_size": self.batch_size >= 1,
             "optimizer": self.optimizer in ("sgd", "adam"),
             "learning_rate": self.learning_rate > 0,
+            "momentum": 0 <= self.momentum < 1,
+            "nesterov": self.momentum > 0 or not self.nesterov,
             "weight_decay": self.weight_decay >= 0,
             "schedule": self.schedule in SCHEDULES,
             "milestones": all(0 < m <= 1 for m in self.milestones),
+            "gamma": self.gamma > 0,
             "cycles": self.cycles >= 1,
             "precision": self.precision in ("fp32", "bf16"),
         }

@@ -51,6 +51,7 @@ def frame(records, profile):
         row = {"profile": profile, "data": run["data"], "method": method_name(run), "data_md5": run["data_md5"]}
         row |= {"teacher_md5": " ".join(run["teacher_md5"].values()), "seed": run["seed"]}
         row |= {name: record[name] for name in COLUMNS if name in record}
+        row |= {name: float(f"{row[name]:.6g}") for name in row if name.startswith("top1") and row[name] is not None}  # as results.csv has them
         rows.append(row)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -90,9 +91,9 @@ def paired(values, baseline):
 def verdict(mean, width, p):
     """What may be said of a paired difference: nothing is claimed inside its interval or against Holm's correction."""
     if not np.isfinite(width):
-        return "too few runs"
+        return "no interval"
     if abs(mean) <= width:
-        return "no difference"
+        return "no difference shown"
     if p > 0.05:
         return "not after correction"
     return "better" if mean > 0 else "worse"
@@ -114,33 +115,55 @@ def by_pair(row):
 def summary(runs, table):
     """One line a row and pair of `table` (from kd.study.load_table), in the file's order, from the DataFrame `runs`.
 
-    Columns: pair, row, n, epochs, mean, interval, difference, difference_interval, pairs, p, p_holm, verdict (paired, against the
-    table's baseline row; one family of comparisons a table), reported, tier, source, note. Rows that nobody can run keep their
-    place, with the reason in `note`; so do rows that this profile leaves out, with n = 0 and no note.
+    Columns: profile, pair, row, n, epochs, mean, interval, baseline_epochs, difference, difference_interval, pairs, p, p_holm, verdict
+    (paired, against the table's baseline row; one family of comparisons a table), reported, tier, source, note. Rows that nobody
+    can run keep their place, with the reason in `not_run`; so do rows that this profile leaves out, with n = 0.
     """
     runs = runs[runs["table"] == table["name"]]
+    profile = runs["profile"].iloc[0] if len(runs) else ""
     baseline, lines = table.get("baseline", "KD"), []
     for pair in list(runs["pair"].unique()) or [""]:
         here = runs[runs["pair"] == pair]
         reference = here[here["row"] == baseline].set_index("seed")["top1_last"]
         for row in table["rows"]:
             mine = here[here["row"] == row["row"]]
-            note = row.get("not_run") or (row.get("note", "") if len(mine) else "")
-            line = {"pair": pair, "row": row["row"], "n": len(mine), "note": note}
+            line = {"profile": profile, "pair": pair, "row": row["row"], "n": len(mine)}
+            line |= {name: row.get(name, "") for name in ("note", "not_run")}
             if len(mine):
                 line["epochs"] = float(mine["epochs"].mean())  # a greedy search's length may differ between seeds
                 line["mean"], line["interval"] = interval(mine["top1_last"])
                 if row["row"] != baseline and len(reference):
                     mean, width, count, p = paired(mine.set_index("seed")["top1_last"], reference)
                     line |= {"difference": mean, "difference_interval": width, "pairs": count, "p": p}
+                    line["baseline_epochs"] = float(here.loc[here["row"] == baseline, "epochs"].mean())
             line |= {name: reported_for(row, pair).get(name) for name in ("value", "tier", "source")}
             lines.append(line)
-    columns = ["pair", "row", "n", "epochs", "mean", "interval", "difference", "difference_interval", "pairs", "p"]
-    table_frame = pd.DataFrame(lines, columns=[*columns, "value", "tier", "source", "note"])
+    columns = ["profile", "pair", "row", "n", "epochs", "mean", "interval", "baseline_epochs", "difference", "difference_interval", "pairs", "p"]
+    table_frame = pd.DataFrame(lines, columns=[*columns, "value", "tier", "source", "note", "not_run"])
     return with_verdicts(table_frame, "difference", "difference_interval").rename(columns={"value": "reported"})
 
 
-NOT_HERE = "not run in this profile"
+def controls(runs, table):
+    """The table's rows against their own controls (a row's `control`: the rows that differ from it in one thing alone).
+
+    A line a pair, row and control: pair, row, control, mean, interval, pairs, p, p_holm, verdict; one family of comparisons.
+    """
+    runs, lines = runs[runs["table"] == table["name"]], []
+    for pair in runs["pair"].unique():
+        accuracy = {row: group.set_index("seed")["top1_last"] for row, group in runs[runs["pair"] == pair].groupby("row")}
+        for row in table["rows"]:
+            for control in np.atleast_1d(row.get("control", [])):
+                if row["row"] in accuracy and control in accuracy:
+                    mean, width, count, p = paired(accuracy[row["row"]], accuracy[control])
+                    lines.append({"pair": pair, "row": row["row"], "control": control, "mean": mean, "interval": width, "pairs": count, "p": p})
+    return with_verdicts(pd.DataFrame(lines, columns=["pair", "row", "control", "mean", "interval", "pairs", "p"]).astype({"p": float}))
+
+
+def judged(line):
+    """A line's verdict, with its epochs where a claim rests on more or fewer of them than the baseline had."""
+    if line["verdict"] in ("better", "worse") and round(line["epochs"]) != round(line["baseline_epochs"]):
+        return f"{line['verdict']}, {line['epochs']:.0f} epochs against {line['baseline_epochs']:.0f}"
+    return line["verdict"]
 
 
 def with_verdicts(lines, mean="mean", width="interval"):
@@ -153,6 +176,7 @@ def with_verdicts(lines, mean="mean", width="interval"):
 def plus_minus(mean, width, sign=False):
     if mean is None or not np.isfinite(mean):
         return "–"
+    mean = round(mean, 2) + 0.0  # no "-0.00"
     text = f"{mean:+.2f}" if sign else f"{mean:.2f}"
     return f"{text} ± {width:.2f}" if width is not None and np.isfinite(width) else text
 
@@ -185,17 +209,17 @@ class Notes:
         return [f"[{number}] {text}." for number, text in enumerate(self.texts, 1)]
 
 
-def markdown(lines, table, shown=True):
+def markdown(lines, table, shown=True, further=None):
     """A summary as a Markdown section: title, caption, table, and below it what the numbers are and where they come from.
 
-    shown: False where the table has no run of its own: then a sentence says so, and the reported figures follow if there are any.
+    further: the table's `controls`, or None. shown: False where the table has no run of its own: then a sentence says so, and the reported figures follow if there are any.
     """
-    body = markdown_body(lines, table) if shown and lines["n"].any() else not_run_here(lines, table)
+    body = markdown_body(lines, table, further) if shown and lines["n"].any() else not_run_here(lines, table)
     parts = [f"### {table['title']}", table.get("caption", "").strip(), body]
     return "\n\n".join(part for part in parts if part)
 
 
-def markdown_body(lines, table):
+def markdown_body(lines, table, further=None):
     """The section without its title and caption: one table a pair, then the legend, notes on rows, and figures of other pairs.
 
     Columns that would say the same in every row (epochs, seeds, no reported figure at all) go into the legend instead.
@@ -209,39 +233,54 @@ def markdown_body(lines, table):
         for line in here.to_dict("records"):
             row = [line["row"]]
             row += [f"{line['epochs']:.0f}" if line["n"] else "–"] * with_epochs + [line["n"] or "–"] * with_seeds
-            row += [plus_minus(line["mean"], line["interval"]) if line["n"] else f"not run: {line['note']}" if line["note"] else NOT_HERE]
-            row += [plus_minus(line["difference"], line["difference_interval"], sign=True), line["verdict"]]
+            row += [plus_minus(line["mean"], line["interval"]) if line["n"] else "not run" if line["not_run"] else "not asked for"]
+            row += [plus_minus(line["difference"], line["difference_interval"], sign=True), judged(line)]
             row += [notes.cell(line["reported"], line["tier"], line["source"])] * with_reported
             rows.append(row)
         title = f"**{pair}**\n\n" if lines["pair"].nunique() > 1 else ""
         blocks.append(title + grid_of([*head, *["reported"] * with_reported], rows))
     seeds = sorted({int(n) for n in found["n"]})
     count = f"mean and 95 % t-interval over {' or '.join(map(str, seeds))} seeds" if seeds[-1] > 1 else "one seed each, so no intervals"
-    text = f"Test accuracy after the last epoch: {count}"
+    text = f"Test accuracy after the last epoch, on {found['profile'].iloc[0]}: {count}"
     text += "" if with_epochs else f", {found['epochs'].iloc[0]:.0f} epochs each"
     legend = [text + (f"; {found['pair'].iloc[0]}." if lines["pair"].nunique() == 1 else ".")]
     if tests := int(lines["p"].notna().sum()):
         baseline = table.get("baseline", "KD")
-        legend.append(f"Differences are paired by seed, against {baseline}; {tests} comparison{'s' * (tests > 1)}, verdicts after Holm's correction at 5 %.")
+        over = ", over the seeds that both rows have" if with_seeds else ""
+        legend.append(f"Differences are paired by seed, against {baseline}{over}; {tests} comparison{'s' * (tests > 1)}, verdicts after Holm's correction at 5 %.")
     if lines["reported"].notna().any():
         if table.get("reported_for"):
             legend.append(f"Reported: {table['reported_for']}; compare the order with ours, not the level, unless data and pair agree.")
     elif not any(by_pair(row) for row in table["rows"]):
-        legend.append("Reported figures: none verified, so no such column.")
+        setting = f" ({table['reported_for']})" if "reported_for" in table else ""
+        legend.append(f"Reported figures{setting}: none verified, so no such column.")
     if (lines["tier"] == "C").any():
         legend.append("† known only from a third party's reading note.")
     blocks.append(" ".join([*legend, *notes.legend()]))
-    remarks = found[found["note"] != ""].drop_duplicates("row")
-    blocks.append("\n".join(f"- {line['row']}: {line['note'].rstrip('.')}." for line in remarks.to_dict("records")))
+    if further is not None and len(further):
+        blocks.append(against_controls(further))
+    remarks = [(line["row"], f"not run: {line['not_run']}" if line["not_run"] else line["note"]) for line in lines.drop_duplicates("row").to_dict("records")]
+    blocks.append("\n".join(f"- {row}: {remark.rstrip('.')}." for row, remark in remarks if remark))
     blocks.append(reported_elsewhere(lines, table))
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def against_controls(further):
+    """The table of a table's `controls`."""
+    several = further["pair"].nunique() > 1
+    rows = [
+        [*[line["pair"]] * several, line["row"], line["control"], plus_minus(line["mean"], line["interval"], sign=True), line["pairs"], line["verdict"]]
+        for line in further.to_dict("records")
+    ]
+    head = [*["pair"] * several, "row", "against its control", "paired difference", "seeds", "verdict"]
+    return f"{grid_of(head, rows)}\n\nA control lacks what its row is to be judged by, and that alone; verdicts after Holm's correction for these {len(rows)}."
 
 
 def not_run_here(lines, table):
     """What stands in place of a table that this profile does not run: a sentence, and the reported figures if there are any."""
     known = "; ".join(dict.fromkeys(lines.loc[lines["n"] > 0, "row"]))
     text = "Not run in this profile" + (f", but for rows that other tables show ({known})" if known else "")
-    notes, blocks = Notes(), [f"{text}; `run:` in params.yaml says what is."]
+    notes, blocks = Notes(), [f"{text}; `run:` in params.yaml says what is, and reports/digits has every table whole."]
     figures = lines[lines["reported"].notna()].drop_duplicates("row").to_dict("records")
     if figures:
         cells = [[line["row"], notes.cell(line["reported"], line["tier"], line["source"])] for line in figures]

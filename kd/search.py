@@ -91,7 +91,7 @@ def run_search(name, folder=None):
         mean, width = interval([study.records[key]["top1_val"] for key in keys])
         table.append({**candidate, "validation": mean, "interval": width, "seeds": len(keys), "keys": " ".join(keys)})
     table = pd.DataFrame(table)
-    table.insert(0, "chosen", [index == chosen(table) for index in range(len(table))])
+    table.insert(0, "best", [index == chosen(table) for index in range(len(table))])
     folder = Path(folder or os.environ.get("KD_REPORTS") or ROOT / "reports" / study.profile / "searches")
     checkpoints.write_atomically(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     return table

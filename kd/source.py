@@ -9,6 +9,26 @@ from pathlib import Path
 
 from kd.errors import Problem
 
+# What a stage's results depend on besides data, weights and parameters: what trains, and what a notebook shows of it.
+TRAINING = [f"kd/{name}" for name in ("checkpoints.py", "data.py", "distill.py", "fetch.py", "graphs.py", "models", "recipe.py", "stream.py")]
+TRAINING += ["kd/study.py", "kd/teachers.py", "kd/methods/__init__.py", "kd/methods/kd.py"]
+CORE = [*TRAINING, "kd/figures.py", "kd/records.py", "kd/source.py", "kd/tables.py"]
+HINTS = ["kd/methods/hints.py", "kd/methods/attention.py"]
+STAGES = {
+    "core": CORE,
+    "teacher": ["notebooks/00_teacher.ipynb"],
+    "supernet": TRAINING,
+    "search": [*TRAINING, "kd/records.py", "kd/search.py", "kd/methods"],
+    "kd": ["notebooks/01_kd.ipynb"],
+    "kr": ["notebooks/02_kr.ipynb", "kd/methods/kr.py"],
+    "srm": ["notebooks/03_srm.ipynb", "kd/methods/srm.py", *HINTS],
+    "rco": ["notebooks/04_rco.ipynb", "kd/methods/rco.py", *HINTS],
+    "iekd": ["notebooks/05_iekd.ipynb", "kd/methods/iekd.py", "kd/methods/factor.py", "kd/methods/dml.py", *HINTS],
+    "pwkd": ["notebooks/06_pwkd.ipynb", "kd/methods/pwkd.py", *HINTS],
+    "combined": ["notebooks/07_combined.ipynb", "kd/effects.py", "kd/methods"],
+    "tables": ["notebooks/08_tables.ipynb", "kd/effects.py", "kd/methods"],
+}
+
 
 def without_prose(path):
     """The program in a file as text: a python file without comments and docstrings, a notebook's code cells.
@@ -60,32 +80,12 @@ def training_md5(methods):
     from kd.methods import CURRICULA, KNOWLEDGE
 
     package = Path(__file__).parent
-    files = [package / f"{name}.py" for name in ("checkpoints", "data", "distill", "fetch", "graphs", "recipe", "stream", "study", "teachers")]
-    files += [package / "models", package / "methods" / "__init__.py"]
+    files = [package.parent / name for name in TRAINING]
     for name in methods:
         module = {**KNOWLEDGE, **CURRICULA}[name].rpartition(".")[0]
         if module:  # Labels and Fixed stand in __init__.py
             files += [file for file in imported(package / "methods" / f"{module}.py") if file not in files]
     return md5(program(files).encode()).hexdigest()[:12]
-
-
-# What a stage's results depend on besides data, weights and parameters. Every stage has `core`, and its own line.
-CORE = [f"kd/{name}" for name in ("checkpoints.py", "data.py", "distill.py", "figures.py", "graphs.py", "models", "recipe.py", "stream.py")]
-CORE += [f"kd/{name}" for name in ("records.py", "source.py", "study.py", "tables.py", "teachers.py")]
-CORE += ["kd/methods/__init__.py", "kd/methods/kd.py"]
-HINTS = ["kd/methods/hints.py", "kd/methods/attention.py"]
-STAGES = {
-    "core": CORE,
-    "teacher": ["notebooks/00_teacher.ipynb"],
-    "kd": ["notebooks/01_kd.ipynb"],
-    "kr": ["notebooks/02_kr.ipynb", "kd/methods/kr.py"],
-    "srm": ["notebooks/03_srm.ipynb", "kd/methods/srm.py", *HINTS],
-    "rco": ["notebooks/04_rco.ipynb", "kd/methods/rco.py", *HINTS],
-    "iekd": ["notebooks/05_iekd.ipynb", "kd/methods/iekd.py", "kd/methods/factor.py", "kd/methods/dml.py", *HINTS],
-    "pwkd": ["notebooks/06_pwkd.ipynb", "kd/methods/pwkd.py", *HINTS],
-    "combined": ["notebooks/07_combined.ipynb", "kd/effects.py", "kd/methods"],
-    "tables": ["notebooks/08_tables.ipynb", "kd/effects.py", "kd/methods"],
-}
 
 
 def write_programs(folder):

@@ -142,7 +142,7 @@ def open_data_for(path, memory_share=0.5, device="cpu", workers=0):
     """Data.open(path) on the device, or its stream if the images, padded copies included, would take more than `memory_share`
     of what is free there. Problem for a share outside (0, 1]."""
     if not 0 < memory_share <= 1:
-        raise Problem(f"data.memory_share: {memory_share} must lie in (0, 1]")
+        raise Problem(f"KD_MEMORY_SHARE={memory_share}: the share must lie in (0, 1]")
     padding, arrays = Data.stated(path)["padding"], mapped(path)
     needed = sum(array.nbytes for array in arrays.values())
     count, channels, height, width = arrays["train.images"].shape

@@ -27,10 +27,11 @@ from kd.errors import Problem, nearest
 from kd.methods import CURRICULA, KNOWLEDGE, Teachers, make, resolved
 from kd.models import build, complexity
 from kd.notebooks import report
+from kd.parameters import check_study, load_parameters
 from kd.recipe import Recipe
 from kd.source import training_md5
 from kd.stream import open_data_for
-from kd.teachers import Route, Widths, train_route
+from kd.teachers import Route, Widths, train_route, train_supernet
 
 ROOT = Path(__file__).resolve().parent.parent
 # the stages that run tables, in the order in which the methods are taught; each stage is a notebook's
@@ -52,12 +53,17 @@ def parameters_file():
     path = Path(os.environ.get("KD_PARAMS", ROOT / "params.yaml"))
     if not path.exists():
         raise Problem(f"{path} is missing; write one with `python -m kd use digits`")
-    return yaml.safe_load(path.read_text())
+    return check_study(load_parameters(str(path)), path.name)
 
 
 def images_path(profile):
     """Where stage data leaves a profile's images, as tensors."""
     return ROOT / "data" / profile / "images.safetensors"
+
+
+def teacher_file(profile, kind, network):
+    """Where a teacher lies; kind: "route" or "supernet"."""
+    return ROOT / "models" / profile / f"{kind}s" / f"{network}.safetensors"
 
 
 def table_names():
@@ -78,13 +84,17 @@ def load_table(name):
     check_tables([name])
     table = yaml.safe_load((ROOT / "tables" / f"{name}.yaml").read_text())
     table["rows"] = [*table.get("rows", []), *grid_rows(table.pop("grid", None))]
-    allowed = {"row", "knowledge", "curriculum", "epochs", "seeds", "reported", "recipe", "images_per_class", "not_run", "note", "data"}
+    names = [row.get("row") for row in table["rows"]]
+    allowed = {"row", "control", "knowledge", "curriculum", "epochs", "seeds", "reported", "recipe", "images_per_class", "not_run", "note", "data"}
     allowed |= {*KNOWLEDGE, *CURRICULA}
     seen = set()
     for row in table["rows"]:
         for key in row:
             if key not in allowed:
                 raise Problem(f"tables/{name}.yaml, row {row.get('row')!r}: unknown key {key!r}{nearest(key, allowed)}")
+        for control in row["control"] if isinstance(row.get("control"), list) else [row.get("control", row.get("row"))]:
+            if control not in names:
+                raise Problem(f"tables/{name}.yaml, row {row['row']!r}: no row {control!r} to be its control{nearest(control, names)}")
         if row["row"] in seen:
             raise Problem(f"tables/{name}.yaml: row {row['row']!r} stands there twice")
         seen.add(row["row"])
@@ -95,6 +105,21 @@ def stage_of(table):
     """The stage that runs a table: its paper's; what belongs to no single paper is the combined study's."""
     paper = table.get("paper", "").lower().replace("-", "")
     return paper if paper in STAGES else "combined"
+
+
+def asked_rows(table, params):
+    """Names of the table's rows that the parameters have run, under `run:`."""
+    rows, stage = [row["row"] for row in table["rows"] if "not_run" not in row], stage_of(table)
+    chosen = (params.get("run") or {}).get(stage, "all")
+    if chosen != "all":
+        check_tables(chosen, f"run.{stage}: ")
+        chosen = chosen.get(table["name"], [])
+    if chosen == "all":
+        return rows
+    for row in chosen:
+        if row not in rows:
+            raise Problem(f"run.{stage}.{table['name']}: no row {row!r}{nearest(row, rows)}; there are {', '.join(rows)}")
+    return [row for row in rows if row in chosen]
 
 
 def grid_rows(grid):
@@ -116,19 +141,35 @@ def resume_folder(run):
 
 @cache
 def open_data(path, images_per_class, seed, device):
-    data = open_data_for(path, float(os.environ.get("KD_MEMORY_SHARE") or 0.5), device)
+    data = open_data_for(path, setting("KD_MEMORY_SHARE", float, 0.5), device)
     return data.few(images_per_class, seed) if images_per_class else data
 
 
 @cache
-def open_teacher(kind, path, device):
-    return {"route": Route, "supernet": Widths}[kind](path, device)
+def open_teacher(kind, path, device, **expected):
+    return {"route": Route, "supernet": Widths}[kind](path, device, **expected)
+
+
+def setting(name, kind, default):
+    """The environment variable `name` as a number above 0 of that kind; unset or empty, the default. Else Problem."""
+    text = os.environ.get(name)
+    try:
+        value = kind(text) if text else default
+    except ValueError:
+        value = 0
+    if value <= 0:
+        raise Problem(f"{name}={text}: give a number above 0")
+    return value
 
 
 def workers_and_device():
     """(processes side by side, device): KD_WORKERS and KD_DEVICE, else a process a core on the CPU, one on a GPU."""
     device = os.environ.get("KD_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    return int(os.environ.get("KD_WORKERS") or (os.cpu_count() if device == "cpu" else 1)), device
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise Problem(f"KD_DEVICE={device}: there is no such device here; cpu always is, cuda where torch sees a GPU") from None
+    return setting("KD_WORKERS", int, os.cpu_count() if device == "cpu" else 1), device
 
 
 def use_device():
@@ -141,7 +182,7 @@ def use_device():
 
 def threads():
     """Threads a process computes with on the CPU: KD_THREADS, else one, so that no result depends on the number of cores."""
-    return int(os.environ.get("KD_THREADS") or 1)
+    return setting("KD_THREADS", int, 1)
 
 
 def work(run, paths, keep_weights, device, folder):
@@ -152,7 +193,8 @@ def work(run, paths, keep_weights, device, folder):
         saved = json.loads(finished.read_text())
         return saved["record"], saved["machine"]
     data = open_data(paths["data"], run["images_per_class"], 0, device)
-    sources = {kind: open_teacher(kind, paths[kind], device) for kind in ("route", "supernet") if kind in paths}
+    expected = {"network": run["teacher"], "data": run["data_md5"]}
+    sources = {kind: open_teacher(kind, paths[kind], device, **expected) for kind in ("route", "supernet") if kind in paths}
     torch.manual_seed(run["seed"])
     student = build(run["student"], len(data.classes), data.image_shape[0]).to(device)
     recipe, method = Recipe.of(run["recipe"]), make(run["knowledge"], run["curriculum"], run["parameters"])
@@ -302,6 +344,19 @@ def forget(folder):
             (resume_folder(record["run"]) / f"{record['key']}.{kind}").unlink(missing_ok=True)
 
 
+def teach_supernet(network, path):
+    """Train the nested widths of the network called so, as params.yaml says, and save them. Returns [(width, its accuracies), ...]."""
+    values, device = parameters_file(), use_device()
+    data, teacher, supernet = open_data(str(images_path(values["profile"])), None, 0, device), values["teacher"], values["supernet"]
+    recipe = Recipe.of(values["recipe"]).but(epochs=teacher["epochs"], learning_rate=teacher["learning_rate"])
+    key = key_of({"supernet": [network, supernet, teacher], "data": data.md5, "recipe": recipe.as_dict()})
+    resume = RESUME / training_md5(("labels",)) / f"supernet-{key}"
+    more = {"distil_in_place": supernet["distil_in_place"], "seed": teacher["seed"], "resume": resume, "report": report}
+    accuracy = train_supernet(network, data, recipe, tuple(supernet["widths"]), path, **more)
+    shutil.rmtree(resume, ignore_errors=True)
+    return list(zip(supernet["widths"], accuracy, strict=True))
+
+
 class Study:
     """One stage's part of the study: its tables' runs under the parameters in force.
 
@@ -333,13 +388,14 @@ class Study:
         return open_data(str(self.data_path), None, 0, "cpu")
 
     def teacher_path(self, network, kind="route"):
-        return ROOT / "models" / self.profile / f"{kind}s" / f"{network}.safetensors"
+        return teacher_file(self.profile, kind, network)
 
     def teachers(self, pair=None):
         """The Teachers of a pair (default: this stage's first), with route and, where trained, supernet, on the CPU."""
         network = (pair or self.pairs(self.stage)[0])[0]
         paths = {kind: self.teacher_path(network, kind) for kind in ("route", "supernet")}
-        return Teachers(**{kind: open_teacher(kind, str(path), "cpu") for kind, path in paths.items() if path.exists()})
+        expected = {"network": network, "data": self.data_md5}
+        return Teachers(**{kind: open_teacher(kind, str(path), "cpu", **expected) for kind, path in paths.items() if path.exists()})
 
     def teach(self, network, seed=0, every=1, **recipe):
         """Train a teacher, save its route and return it. recipe: changes to params.yaml's recipe (epochs, learning_rate)."""
@@ -359,20 +415,6 @@ class Study:
     def pairs_of(self, table):
         """The pairs a table runs on: those under its own name in params.yaml, else its paper's."""
         return self.pairs(table["name"] if table["name"] in self.params["pairs"] else table.get("paper", self.stage).lower())
-
-    def asked(self, table):
-        """Names of the table's rows that params.yaml has run, under `run:`."""
-        rows, stage = [row["row"] for row in table["rows"] if "not_run" not in row], stage_of(table)
-        chosen = (self.params.get("run") or {}).get(stage, "all")
-        if chosen != "all":
-            check_tables(chosen, f"run.{stage}: ")
-            chosen = chosen.get(table["name"], [])
-        if chosen == "all":
-            return rows
-        for row in chosen:
-            if row not in rows:
-                raise Problem(f"run.{stage}.{table['name']}: no row {row!r}{nearest(row, rows)}; there are {', '.join(rows)}")
-        return [row for row in rows if row in chosen]
 
     def runs(self, table):
         """The runs of a table: a list of (row name, pair, run, paths), rows that params.yaml does not ask for included."""
@@ -429,7 +471,7 @@ class Study:
 
         known, wanted, rows = self.known(), {}, []
         for table in map(load_table, names):
-            asked = self.asked(table)
+            asked = asked_rows(table, self.params)
             for row, pair, run, paths in self.runs(table):
                 if only and method_name(run) not in only:
                     continue

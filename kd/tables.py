@@ -13,14 +13,26 @@ from kd import checkpoints
 from kd.errors import Problem
 from kd.records import (
     COLUMNS,
+    controls,
     frame,
     grid_of,
+    judged,
     markdown,
     plus_minus,
     read_records,
     summary,
 )
-from kd.study import ROOT, STAGES, load_table, parameters_file, stage_of, table_names
+from kd.study import (
+    ROOT,
+    STAGES,
+    asked_rows,
+    load_table,
+    open_teacher,
+    parameters_file,
+    stage_of,
+    table_names,
+    teacher_file,
+)
 
 
 @cache
@@ -41,17 +53,17 @@ def display(name, runs):
 def laid_out(name, runs):
     """(the table as Markdown, its rows that ran as kd.records.summary has them).
 
-    A sentence and no row where rows are missing and one table before this one, in the order of `names`, shows every run that is left.
+    A sentence and no row where the parameters in force ask for none of its rows, and one table before this one, in the order of
+    `names`, shows every run that other tables have in common with it.
     """
     table = load_table(name)
     lines = summary(runs, table)
     found = lines[lines["n"] > 0]
-    missing = {row["row"] for row in table["rows"] if "not_run" not in row} - set(found["row"])
     keys = runs.groupby("table")["key"].agg(set)
     repeated = any(keys.get(name, set()) <= keys.get(before, set()) for before in names()[: names().index(name)])
-    if missing and repeated:
+    if repeated and not asked_rows(table, parameters_file()):
         found = found[:0]
-    return markdown(lines, table, shown=len(found) > 0), found
+    return markdown(lines, table, len(found) > 0, controls(runs, table)), found
 
 
 def lines_of(name, runs):
@@ -65,12 +77,10 @@ def say(line, baseline="KD"):
         return f"{line['row']}: {plus_minus(line['mean'], line['interval'])} %, nothing to compare it with."
     gap = plus_minus(line["difference"], line["difference_interval"], sign=True)
     meaning = {
-        "better": "better, by more than its interval",
-        "worse": "worse, by more than its interval",
-        "no difference": "no difference: the interval covers zero",
+        "no difference shown": "no difference shown: the interval covers zero",
         "not after correction": "no claim: the interval excludes zero, but not after Holm's correction",
-        "too few runs": "no claim: too few runs",
-    }[line["verdict"]]
+        "no interval": "no claim: one run, or every seed differs alike, so there is no interval",
+    }.get(line["verdict"], judged(line))
     return f"{line['row']} against {baseline}: {gap} points over {line['pairs']:.0f} paired seed{'s' * (line['pairs'] != 1)}: {meaning}."
 
 
@@ -157,19 +167,35 @@ def write_reports(folder=None, profile=None):
     with plt.rc_context():
         figures.style()
         sections = {name: section(name) for name in names()}
-    checkpoints.write_atomically(folder / "tables.md", page(profile, runs, sections, parameters_file().get("about")))
+    params = parameters_file()
+    text = page(profile, runs, sections, params.get("about"), teachers_in_words(profile, params))
+    checkpoints.write_atomically(folder / "tables.md", text)
     return runs
 
 
-def page(profile, runs, sections, about=None):
+def teachers_in_words(profile, params):
+    """One sentence with the test accuracy of every teacher that was trained, and of its supernet at full width; "" without any."""
+    found = []
+    for kind, key, what in (("route", "teachers", ""), ("supernet", "supernets", " as a supernet at full width")):
+        for network in params.get(key) or []:
+            path = teacher_file(profile, kind, network)
+            if path.exists():
+                found.append(f"{network}{what} {open_teacher(kind, str(path), 'cpu').accuracy[-1]['test']:.2f} %")
+    return f"The teachers themselves, converged, on the same test images: {', '.join(found)}." if found else ""
+
+
+def page(profile, runs, sections, about=None, teachers=""):
     """tables.md: what must be known of the study, contents, sections {table name: Markdown}, columns of results.csv."""
     text = [f"# Every table: {profile}\n"]
     text += ["".join(f"- {line}\n" for line in about)] if about else []
     text.append(
         f"Generated from the records of {runs['key'].nunique()} runs; do not edit. `python -m kd show TABLE ROW` prints the records behind a "
         "row, e.g. `python -m kd show kd_main KD`. A difference counts as better or worse only if its interval excludes zero and "
-        "Holm's correction, for all comparisons of its table, leaves it below 5 %.\n"
+        "Holm's correction, for all comparisons of its table, leaves it below 5 %: so one difference may be claimed in a table of few "
+        "rows and not in one of many, and what holds among all methods is what the common ground says. Intervals are over the student's "
+        "seeds alone: one teacher, one split and one choice of few images underlie all runs.\n"
     )
+    text += [f"{teachers}\n"] if teachers else []
     for stage, title in STAGES.items():
         mine = [name for name in sections if stage_of(load_table(name)) == stage]
         if mine:

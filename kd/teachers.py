@@ -78,7 +78,9 @@ def train_route(name, data, recipe, every, path, seed=0, resume=None, report=Non
     """
     if not 1 <= every <= recipe.epochs:
         raise Problem(f"teacher.every: {every} must lie between 1 and the teacher's {recipe.epochs} epochs")
+    checkpoints.check_writable(path)
     about = {"network": name, "classes": len(data.classes), "channels": data.image_shape[0], "data": data.md5}
+    about |= {"recipe": recipe.as_dict(), "seed": seed}
     torch.manual_seed(seed)
     network = build(name, len(data.classes), data.image_shape[0]).to(data.labels["train"].device)
     wanted = [epoch for epoch in range(1, recipe.epochs + 1) if epoch % every == 0 or epoch == recipe.epochs]
@@ -103,7 +105,7 @@ def train_route(name, data, recipe, every, path, seed=0, resume=None, report=Non
         "accuracy": [{"validation": s["validation"], "test": s["test"]} for s in saved],
         "curve": result.curve,
     }
-    checkpoints.save_state(path, state, kind="route", recipe=recipe.as_dict(), seed=seed, **about)
+    checkpoints.save_state(path, state, kind="route", **about)
     return result
 
 
@@ -137,6 +139,8 @@ def train_supernet(name, data, recipe, widths, path, seed=0, distil_in_place=Fal
     widths: increasing shares of the channels, the last one 1.0. The other arguments are those of `train_route`.
     """
     about = {"network": name, "classes": len(data.classes), "channels": data.image_shape[0], "data": data.md5}
+    checkpoints.check_writable(path)
+    about |= {"widths": list(widths), "recipe": recipe.as_dict(), "seed": seed, "distil_in_place": distil_in_place}
     torch.manual_seed(seed)
     network = Supernet(build(name, len(data.classes), data.image_shape[0]), widths).to(data.labels["train"].device)
     if recipe.channels_last:
@@ -162,7 +166,6 @@ def train_supernet(name, data, recipe, widths, path, seed=0, distil_in_place=Fal
     for index in range(len(network.widths)):
         network.select(index)
         accuracy.append({split: evaluate(network, data, split, recipe.precision) for split in ("validation", "test")})
-    about |= {"widths": list(network.widths), "recipe": recipe.as_dict(), "seed": seed, "distil_in_place": distil_in_place}
     state = {"weights": network.state_dict(), "accuracy": accuracy, "curve": curve}
     checkpoints.save_state(path, state, kind="supernet", **about)
     return accuracy

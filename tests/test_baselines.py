@@ -5,6 +5,7 @@ import pytest
 import tiny
 import torch
 
+from kd.distill import distill
 from kd.errors import Problem
 from kd.methods import Teachers, make
 from kd.methods.attention import AT, attention, attention_distance
@@ -152,6 +153,7 @@ def test_same_size_leaves_equal_maps_alone():
         (lambda: AT(power=0), "at.power"),
         (lambda: AT(taps=[]), "at.taps"),
         (lambda: AT(weight=-1), "at.weight"),
+        (lambda: AT(taps="last").start(None, None, *outputs(sizes=(4, 2, 1))), "at: a map of one position has no attention"),
         (lambda: FT(weight=-1), "ft.weight"),
         (lambda: FT(factor_channels=0), "ft.factor_channels"),
         (lambda: FT(auto_encoder_epochs=0), "ft.auto_encoder_epochs"),
@@ -239,7 +241,7 @@ def test_hints_alone_train_the_student_first(teacher):
     ]
     assert result.teacher_images == 2 * 44  # in the lessons nothing is learnt from the teacher
     inside, *_ = tiny.run(FitNet(stage="initial", warm_up=0.5, within_budget=True), teacher)
-    assert [entry["phase"] for entry in inside.curve] == ["hints"] * 2 + ["lesson"] * 2
+    assert [entry["phase"] for entry in inside.curve] == ["hints"] + ["lesson"] * 3  # of 4 epochs a third, as 0.5 beside 1
 
 
 def test_the_hint_stage_of_srms_authors():
@@ -250,6 +252,8 @@ def test_the_hint_stage_of_srms_authors():
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
     assert (phase.recipe.optimizer, phase.recipe.weight_decay) == ("adam", 1e-4)
     assert list(FitNet(stage="initial").prepare(None, None, None, recipe, 1)) == []  # only before the first lesson
+    assert FitNet(stage="initial", warm_up=0.8).warm_up(200) == (160, 0)
+    assert FitNet(stage="initial", warm_up=0.8, within_budget=True).warm_up(360) == (160, 160)  # as many student epochs
 
 
 def test_a_probe_trains_the_head_alone(teacher):
@@ -263,13 +267,26 @@ def test_a_probe_trains_the_head_alone(teacher):
     assert tiny.changed(student, seen[2]) & parameters == {"head.weight", "head.bias"}
 
 
+def test_a_probe_needs_a_head_before_anything_is_trained(teacher):
+    class Headless(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = tiny.network()
+
+        def forward(self, images):
+            return self.network(images)
+
+    student = Headless()
+    with pytest.raises(Problem, match=r"fitnet\.probe: Headless has no \.head"):
+        distill(student, FitNet(stage="initial", probe=True), teacher, tiny.data(), tiny.RECIPE)
+    assert not tiny.changed(student, tiny.snapshot(Headless()))
+
+
 def test_factors_are_trained_in_two_phases(teacher):
     seen = []
 
     def keep(result, student):
         seen.append((result.last["phase"], tiny.snapshot(student), tiny.snapshot(method)))
-
-    from kd.distill import distill
 
     student, method = tiny.network(), FT(auto_encoder_epochs=0.5)
     result = distill(student, method, teacher, tiny.data(), tiny.RECIPE, after_epoch=keep)

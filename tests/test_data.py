@@ -117,6 +117,18 @@ def test_an_epoch_does_not_depend_on_batch_size_or_block(monkeypatch, block):
     assert sorted(order.tolist()) == list(range(13)) and torch.equal(labels, data.labels["train"][order])
 
 
+def test_what_happens_to_an_image_does_not_depend_on_its_place(monkeypatch):
+    data, shuffle = make_data(), torch.randperm
+
+    def by_image():
+        order, images, _ = epoch_of(data, 5)
+        return images[order.argsort()]
+
+    expected = by_image()
+    monkeypatch.setattr(torch, "randperm", lambda *arguments, **options: shuffle(*arguments, **options).flip(0))
+    assert torch.equal(by_image(), expected)
+
+
 def test_seeds_and_epochs_differ():
     data = make_data(count=40)
     epochs = {(s, e): tuple(epoch_of(data, 40, s, e)[0].tolist()) for s in range(4) for e in range(4)}
@@ -454,7 +466,16 @@ PROBLEMS = {
         files | {"test/cat/2.png": files["test/cat/2.png"][:80]}
     ),
     "several places": lambda files: files | {"other/train/cat/9.png": picture(0)},
+    "(it is none)": lambda files: files | {"test/cat/0.png": b"a text"},
+    "of more than 8 bits a channel": lambda files: files | {"train/ape/0.png": deep_picture()},
+    "one class alone, 'cat'": lambda files: without(without(files, "train/ape"), "test/ape"),
 }
+
+
+def deep_picture():
+    file = io.BytesIO()
+    Image.fromarray(np.arange(36, dtype=np.uint16).reshape(6, 6) * 1700).save(file, "PNG")
+    return file.getvalue()
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -561,6 +582,17 @@ def test_an_archive_that_is_not_the_profiles_is_refused(tmp_path):
         load_data("imagefolder", source, md5="0123", cache=tmp_path / "c")
 
 
+def test_a_folder_is_no_pinned_archive_and_a_broken_link_is_named(tmp_path):
+    for name, content in folder_files().items():
+        (tmp_path / "f" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "f" / name).write_bytes(content)
+    with pytest.raises(Problem, match=r"f is a folder, and this profile was made for one archive \(md5 0123\)"):
+        load_data("imagefolder", tmp_path / "f", md5="0123", cache=None)
+    (tmp_path / "f/train/cat/9.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(Problem, match=r"9.png cannot be read \(No such file or directory\)"):
+        load_data("imagefolder", tmp_path / "f", cache=None)
+
+
 def test_images_per_class(tmp_path):
     source = tar_of(tmp_path / "a.tar.gz", folder_files())
     whole = load_data("imagefolder", source, cache=None)
@@ -630,6 +662,12 @@ def test_too_little_disk_leaves_nothing_behind(tmp_path, monkeypatch):
         ({"name": "digits", "validation": 1257}, "validation=1257"),
         ({"name": "digits", "mean": (0.1, 0.2)}, "one a channel"),
         ({"name": "digits", "std": (0.0,)}, "std above 0"),
+        ({"name": "digits", "mean": 0.5}, "data.mean: 0.5 must be a list of numbers"),
+        ({"name": "digits", "padding": 1.5}, "data.padding: 1.5 must be a whole number"),
+        ({"name": "digits", "flip": "no"}, "data.flip: 'no' must be true or false"),
+        ({"name": "digits", "images_per_class": 2.5}, "data.images_per_class: 2.5 must be a whole number"),
+        ({"name": "imagefolder", "source": 5}, "data.source: 5 must be a text"),
+        ({"name": "imagefolder", "source": "x", "size": 0}, "data.size: 0 must be a positive number of pixels"),
     ],
 )
 def test_arguments(arguments, message):

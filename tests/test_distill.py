@@ -16,8 +16,11 @@ import torch.nn.functional as F
 import kd
 from kd.distill import Checkpoint, run_phase
 from kd.errors import Problem
-from kd.methods import Curriculum, Fixed, Knowledge, Labels, Learner, Lesson, Method, Phase, Teachers, make
+from kd.methods import Curriculum, Fixed, Knowledge, Labels, Learner, Lesson, Method, Phase, Teachers, make, resolved
 from kd.methods.kd import KD, softened_divergence
+from kd.methods.pwkd import PWKD
+from kd.methods.rco import RCO
+from kd.methods.srm import SRM
 from kd.models import build, evaluate
 from kd.recipe import Recipe
 
@@ -225,6 +228,40 @@ def test_recipe_refuses_what_it_does_not_know():
             Recipe(**wrong)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"nesterov": "no"}, "recipe.nesterov: 'no' must be true or false"),
+        ({"learning_rate": "1e-3"}, "recipe.learning_rate: '1e-3' must be a number"),
+        ({"weight_decay": math.nan}, "recipe.weight_decay: nan must be a number"),
+        ({"epochs": 2.5}, "recipe.epochs: 2.5 must be a whole number"),
+        ({"milestones": ["half"]}, "recipe.milestones: 'half' must be a number"),
+        ({"milestones": 0.5}, "recipe.milestones: 0.5 must be a list"),
+        ({"momentum": -1}, "recipe.momentum: -1 is out of range"),
+        ({"nesterov": True, "momentum": 0}, "recipe.nesterov: True is out of range"),
+        ({"gamma": 0}, "recipe.gamma: 0 is out of range"),
+    ],
+)
+def test_a_recipe_refuses_values_of_another_kind_or_range(wrong, words):
+    with pytest.raises(Problem, match=words):
+        Recipe(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "words"),
+    [
+        ("at", {"weight": None}, "at.weight: None must be a number"),
+        ("kd", {"temperature": "1e-3"}, "kd.temperature: '1e-3' must be a number"),
+        ("kd", {"alpha": True}, "kd.alpha: True must be a number"),
+        ("srm", {"drift": "no"}, "srm.drift: 'no' must be true or false"),
+    ],
+)
+def test_a_method_refuses_values_of_another_kind(name, wrong, words):
+    for refuse in (lambda: resolved([name], {name: wrong}), lambda: make([name], parameters={name: wrong})):
+        with pytest.raises(Problem, match=words):
+            refuse()
+
+
 class TwoLessons(Curriculum):
     def __init__(self, restart):
         self.restart = restart
@@ -274,14 +311,81 @@ def test_lessons_without_restart_equal_one_long_lesson(digits, networks):
 def test_sums_and_names(digits):
     both = KD(alpha=0.9) + Labels()
     assert both.label_weight == pytest.approx(0.1) and len(both.parts()) == 2
+    assert (KD(alpha=0.9) + KD(alpha=0.5)).label_weight == (KD(alpha=0.5) + KD(alpha=0.9)).label_weight == pytest.approx(0.1)
     with pytest.raises(Problem, match=r"unknown method 'kdd' \(did you mean 'kd'\?\)"):
         make(["kdd"])
     with pytest.raises(Problem, match=r"kd: unknown parameter 'temprature' \(did you mean 'temperature'\?\)"):
         make(["kd"], parameters={"kd": {"temprature": 1}})
-    with pytest.raises(Problem, match="needs a teacher"):
-        kd.distill(build("cnn3x4", 10, 1), KD(), None, digits, SHORT)
+    for nobody in (None, Teachers()):
+        with pytest.raises(Problem, match="KD needs a teacher"):
+            kd.distill(build("cnn3x4", 10, 1), KD(), nobody, digits, SHORT)
     with pytest.raises(Problem, match="needs a supernet"):
         kd.distill(build("cnn3x4", 10, 1), Method(Fixed("supernet"), KD()), Teachers(route=[build("cnn3x4", 10, 1)]), digits, SHORT)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        (lambda: KD() + RCO(), r"KD\(\) \+ RCO.*: only knowledge adds"),
+        (lambda: SRM() + RCO() * KD(), r"only knowledge adds; a curriculum multiplies it: RCO\(\) \* \(KD\(\) \+ SRM\(\)\)"),
+        (lambda: RCO() + KD(), r"RCO\(\) \+ KD.*: a curriculum multiplies knowledge"),
+        (lambda: KD() * RCO(), r"KD\(\) \* RCO.*: the curriculum comes first"),
+        (lambda: RCO() * KD() + SRM(), "put brackets around the sum"),
+        (lambda: PWKD() * RCO(), r"PWKD\(\) \* RCO.*: a curriculum multiplies knowledge"),
+    ],
+)
+def test_what_neither_adds_nor_multiplies_says_what_would(mistake, words):
+    with pytest.raises(Problem, match=words):
+        mistake()
+
+
+def test_a_list_of_networks_is_a_route(digits, networks):
+    teacher, student = networks
+    assert Teachers.of([student, teacher])["route"] == [student, teacher]
+    early, late = build("cnn3x4", 10, 1), build("cnn3x4", 10, 1)
+    late.load_state_dict(early.state_dict())
+    kd.distill(early, KD(), [student, teacher], digits, SHORT)
+    kd.distill(late, KD(), teacher, digits, SHORT)
+    assert same(weights(early), weights(late))  # the converged one is the last
+
+
+# --- networks that will not do ------------------------------------------------------------------------------------------------
+
+
+def test_a_network_that_has_taught_is_frozen(digits, networks):
+    teacher, student = networks
+    kd.distill(student, KD(), teacher, digits, SHORT.but(epochs=1))
+    with pytest.raises(Problem, match=r"has taught is frozen, call network.requires_grad_\(True\)"):
+        kd.train(teacher, digits, SHORT)
+    kd.train(teacher.requires_grad_(True), digits, SHORT.but(epochs=1))
+
+
+def test_a_last_batch_of_one_image_is_named(digits):
+    layers = torch.nn.Conv2d(1, 4, digits.image_shape[1]), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(4, 10)
+    student, count = kd.Tapped(torch.nn.Sequential(*layers), ["1"]), len(digits.labels["train"])
+    with pytest.raises(Problem, match=r"single image.*recipe\.batch_size"):
+        kd.train(student, digits, SHORT.but(batch_size=count - 1))
+    kd.train(student, digits, SHORT.but(batch_size=count - 2, epochs=1))
+
+
+def test_logits_must_be_as_many_as_classes(digits, networks):
+    teacher, _ = networks
+    with pytest.raises(Problem, match="the student gives 9 logits, and the data have 10 classes"):
+        kd.train(build("cnn3x4", 9, 1), digits, SHORT)
+    with pytest.raises(Problem, match="the teacher tells 10 classes apart and the student 11"):
+        kd.distill(build("cnn3x4", 11, 1), KD(), teacher, digits, SHORT)
+
+
+def test_plain_logits_are_not_enough(digits, networks):
+    _, student = networks
+    plain = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    for refuse in (
+        lambda: kd.train(plain, digits, SHORT),
+        lambda: kd.distill(student, KD(), plain, digits, SHORT),
+        lambda: evaluate(plain, digits),
+    ):
+        with pytest.raises(Problem, match=r"Sequential gives Tensor, .* wrap it: kd\.Tapped"):
+            refuse()
 
 
 # --- resuming -----------------------------------------------------------------------------------------------------------------

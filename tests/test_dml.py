@@ -12,9 +12,10 @@ from kd.distill import distill
 from kd.errors import Problem
 from kd.methods import Fixed, Method, Teachers
 from kd.methods.dml import DML, fresh_copy
+from kd.methods.iekd import IEDML
 from kd.methods.kd import KD
 from kd.methods.rco import RCO
-from kd.models import Output, build
+from kd.models import Output, Tapped, build
 
 torch.set_num_threads(1)
 
@@ -110,6 +111,25 @@ def test_a_network_without_a_name_is_copied_and_drawn_anew():
         other, tiny.snapshot(network)
     )
     assert not tiny.changed(network, tiny.snapshot(tiny.network()))
+
+
+def test_ones_own_tapped_network_has_a_peer_of_its_kind():
+    torch.manual_seed(0)
+    layers = torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 3)
+    student, method = Tapped(torch.nn.Sequential(*layers), ["1"]), DML()
+    before = tiny.snapshot(student)
+    result = distill(student, method, None, tiny.data(), tiny.RECIPE.but(learning_rate=1e-30, epochs=1))
+    assert "peer_test" in result.measured
+    assert tiny.changed(method.peer, before) == set(before)  # the same kind, other initial weights
+
+
+@pytest.mark.parametrize("kind", [DML, IEDML])
+def test_a_second_student_meets_a_peer_as_fresh_as_a_first(kind):
+    used, student, recipe = kind(), tiny.network(), tiny.RECIPE.but(epochs=2)
+    distill(tiny.network(seed=1), used, None, tiny.data(), recipe)
+    distill(student, used, None, tiny.data(), recipe, seed=3)
+    _, expected, knowledge = tiny.run(kind(), None, recipe)
+    assert not tiny.changed(student, tiny.snapshot(expected)) and not tiny.changed(used, tiny.snapshot(knowledge))
 
 
 def test_the_record_holds_the_peer():

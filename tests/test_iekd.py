@@ -15,6 +15,7 @@ from kd.methods.iekd import (
     IEKD,
     Halves,
     both_terms,
+    compare_halves,
     explore_loss,
     inherit_distance,
     linear_cka,
@@ -238,8 +239,8 @@ def test_composes_with_kd_and_a_route(name, teacher):
 
 @pytest.mark.parametrize("name", ["factors", "random", "iedml", "iedml wide"])
 def test_resumed_to_the_bit(name, teacher, tmp_path):
-    stops = (1, 3) if name == "factors" else (3,)  # 1: at the end of the auto-encoder's only epoch
-    tiny.check_resume(VARIANTS[name], teacher, tmp_path, stops=stops if name != "factors" else (2, 3))
+    stops = (2, 3) if name == "factors" else (3,)  # 2: from what was saved after the auto-encoder's only epoch
+    tiny.check_resume(VARIANTS[name], teacher, tmp_path, stops)
 
 
 def test_random_channels_are_drawn_once_and_kept(teacher):
@@ -247,6 +248,41 @@ def test_random_channels_are_drawn_once_and_kept(teacher):
     _, _, again = tiny.run(IEKD(split="random"), teacher, tiny.RECIPE.but(epochs=1))
     assert first.halves[0].inherit.tolist() == again.halves[0].inherit.tolist() != list(range(8))
     assert "halves.0.inherit" in first.state_dict()
+
+
+def test_the_same_channels_inherit_from_every_teacher(teacher):
+    """The encoders between one split's draw and the next are as wide as the teacher's factors, and must not shift it."""
+    seen, knowledge = [], IEKD(split="random", taps="all")
+    distill(
+        tiny.network(), RCO(anchors=2) * knowledge, [tiny.network("cnn3x4", seed=9), teacher], tiny.data(), tiny.RECIPE,
+        after_lesson=lambda result, student: seen.append([halves.inherit.tolist() for halves in knowledge.halves]),
+    )  # fmt: skip
+    assert len(seen) == 2 and seen[0] == seen[1]
+
+
+def test_the_parts_are_compared_on_test_images(teacher):
+    student, data = tiny.network().eval(), tiny.data()
+    halves = Halves(16, 32, 8, 0.5, "natural", "attention")
+    images = torch.cat([batch.images for batch in data.chunks("test", 24)])
+    with torch.no_grad():
+        mine, theirs = (network(images).features[-1].double().numpy() for network in (student, teacher))
+    found = compare_halves(halves, student, teacher, data)
+    assert found["cka_inherit"] == pytest.approx(cka(mine[:, :8], theirs), rel=1e-4)
+    assert found["cka_explore"] == pytest.approx(cka(mine[:, 8:], theirs), rel=1e-4)
+    assert found["without_inherit"] == evaluate(silenced(student, torch.arange(8)), data, "test")
+
+
+def test_a_student_without_a_head_is_compared_and_not_silenced(teacher):
+    class Headless(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = tiny.network()
+
+        def forward(self, images):
+            return self.network(images)
+
+    result = distill(Headless(), IEKD(), teacher, tiny.data(), tiny.RECIPE.but(epochs=1))
+    assert set(result.measured) == {"cka_inherit", "cka_explore"}
 
 
 def test_silenced_channels_say_nothing():
@@ -319,6 +355,11 @@ def test_an_auto_encoder_beside_a_learner_does_not_pull_at_its_map():
     assert all(p.grad is None or not p.grad.any() for p in student.parameters())
 
 
+def started_on_one_position(method):
+    output = Output(torch.zeros(3, 3), (maps(3, 8, 1, 1),))
+    method.start(None, None, output, output)
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -334,6 +375,8 @@ def test_an_auto_encoder_beside_a_learner_does_not_pull_at_its_map():
         (lambda: IEDML(explore_weight=-1), "iedml.explore_weight"),
         (lambda: IEDML(split_networks="none"), "iedml.split_networks"),
         (lambda: tiny.run(IEKD(share=0.01), tiny.network("cnn3x8")), "leaves a part empty"),
+        (lambda: started_on_one_position(IEKD(carry="attention")), "iekd: a map of one position has no attention"),
+        (lambda: started_on_one_position(IEDML(carry="attention")), "iedml: a map of one position has no attention"),
     ],
 )
 def test_bad_values_name_themselves(wrong, says):

@@ -295,6 +295,7 @@ def test_bad_values_are_problems():
         ({"temperature": 0}, "kr.temperature"),
         ({"penalty": -1}, "kr.penalty"),
         ({"taps": []}, "kr.taps"),
+        ({"taps": 0}, "kr.taps"),
         ({"statistic": "weights", "aggregation": "gram"}, "gram needs feature maps"),
         ({"statistic": "weights", "mapping": "learned"}, "take sorted"),
         ({"aggregation": "gram", "mapping": "sorted"}, "gram needs it"),
@@ -313,8 +314,19 @@ def test_taps(data):
     chosen = KR(taps=[1])
     chosen.start(None, None, student, teacher)
     assert [(r.in_channels, r.out_channels) for r in chosen.regressors] == [(8, 10)]
+    last = KR(taps="last")
+    last.start(None, None, student, deeper)
+    assert [(r.in_channels, r.out_channels) for r in last.regressors] == [(8, 10)]
+    assert last.double().loss(student, deeper, None)["representation"] > 0
     with pytest.raises(Problem, match="tap 5"):
         distill(network(), KR(taps=[-1, 5]), network("cnn6x4"), data, RECIPE)
+
+
+@pytest.mark.parametrize(("options", "mine", "theirs"), [({}, 4, 1), ({"mapping": "pooled"}, 1, 6)], ids=str)
+def test_one_coordinate_is_no_distribution(options, mine, theirs):
+    with pytest.raises(Problem, match=r"kr\.taps: a stage leaves a single coordinate"):
+        KR(**options).start(None, None, *outputs((mine, 8), (theirs, 10)))
+    KR().start(None, None, *outputs((1, 8), (6, 10)))  # a learned map leaves as many as the teacher has
 
 
 def state(module):
@@ -347,6 +359,22 @@ def test_a_run_changes_student_and_regressors_only(data, options):
 
 def gap(student, knowledge, teacher, data):
     return sum(knowledge.measure(student, teacher, data)["kr_gap"])
+
+
+def test_the_gap_is_a_divergence_in_nats_at_any_temperature(data):
+    student, teacher, knowledge = network(seed=2), network("cnn6x4", seed=1), KR(mapping="pooled", temperature=4.0)
+    images = next(iter(data.chunks("train", 36))).images
+    with torch.no_grad():
+        mine, theirs = student(images), teacher(images)
+    expected = []
+    for codes in zip(mine.features, theirs.features, strict=True):
+        rows = []
+        for s, t in zip(*(f.double().numpy().mean((2, 3)) for f in codes), strict=True):
+            kept = kept_by_hand(t, 0.5, "top-k", 4.0)
+            p, q = softmax(s[kept] / 4), softmax(t[kept] / 4)
+            rows.append((q * np.log(q / p)).sum())
+        expected.append(np.mean(rows))
+    assert knowledge.measure(student, teacher, data)["kr_gap"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(

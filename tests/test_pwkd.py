@@ -1,10 +1,12 @@
 """PWKD: which width teaches when, its learning-rate cycles, regressors that follow the width, resuming to the bit."""
 
+import sys
+
 import pytest
 import torch
 from tiny_route import RECIPE, student, tiny_data
 
-from kd.distill import Checkpoint, distill
+from kd.distill import Checkpoint, distill, run_phase
 from kd.errors import Problem
 from kd.methods import Fixed, Method, Teachers, make
 from kd.methods.attention import AT
@@ -116,6 +118,18 @@ def test_no_restart_keeps_the_momentum_when_nothing_new_learns(data):
     whole = weights(Method(Fixed("supernet"), KD()), [nested[1]])
     assert torch.equal(weights(PWKD(restart=False, schedule="recipe") * KD(), [Same(), nested[1]]), whole)
     assert not torch.equal(weights(PWKD(schedule="recipe") * KD(), [Same(), nested[1]]), whole)
+
+
+def test_regressors_built_anew_begin_without_the_momentum_of_the_old(teachers, data, monkeypatch):
+    begun = []
+
+    def watching(phase, data, seed, states, *rest):
+        begun.append(states)
+        return run_phase(phase, data, seed, None, *rest)  # momentum of another shape would be read past its end
+
+    monkeypatch.setattr(sys.modules["kd.distill"], "run_phase", watching)  # kd.distill itself is the function
+    distill(student(), PWKD(restart=False, stages=2) * FitNet(), teachers, data, RECIPE.but(epochs=2))
+    assert begun == [None, None]
 
 
 def test_together_is_the_mean_over_widths(teachers, data):

@@ -1,5 +1,7 @@
 """RCO: the divergence and the search against independent derivations; what the lessons train; resuming to the bit."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -71,7 +73,7 @@ def test_divergence_against_numpy():
 
 def test_the_measured_divergence_is_that_of_the_held_out_images(route, data):
     mine, temperature = student(), 2.0
-    H, seen = RCO(temperature=temperature).prepare_for(route).measured(mine.train(), data)
+    H, seen = RCO(temperature=temperature).prepare_for(route, data).measured(mine.train(), data)
     value = H(3)
     images = (data.images["validation"].double() / 255 - 0.3) / 0.2
     with torch.no_grad():
@@ -84,9 +86,26 @@ def test_the_measured_divergence_is_that_of_the_held_out_images(route, data):
 def test_looking_changes_no_mode_and_no_weight(route, data):
     mine = student().train()
     before = {k: v.clone() for k, v in mine.state_dict().items()}
-    RCO(images=5).prepare_for(route).measured(mine, data)[0](0)
+    RCO(images=5).prepare_for(route, data).measured(mine, data)[0](0)
     assert mine.training and all(torch.equal(before[k], v) for k, v in mine.state_dict().items())
-    assert RCO(images=5).prepare_for(route).log_probabilities(mine, data).shape == (5, 3)
+    assert RCO(images=5).prepare_for(route, data).log_probabilities(mine, data).shape == (5, 3)
+
+
+def test_few_held_out_images_are_drawn_from_all_of_them(data):
+    by_class = data.labels["validation"].argsort(stable=True)
+    images, labels = ({**part, "validation": part["validation"][by_class]} for part in (data.images, data.labels))
+    ordered = dataclasses.replace(data, images=images, labels=labels)
+    few, every = (RCO(images=count).log_probabilities(student(), ordered) for count in (4, 12))
+    drawn = torch.cdist(few, every).argmin(1)
+    assert len(set(labels["validation"][drawn].tolist())) > 1
+
+
+def test_a_curriculum_used_again_forgets_other_data(route, data):
+    used, other = RCO(anchors=2), tiny_data()
+    other.images = {split: 255 - part for split, part in other.images.items()}
+    lessons(used, 6, route, data)
+    again, fresh = lessons(used, 6, route, other), lessons(RCO(anchors=2), 6, route, other)
+    assert again == fresh and "divergence" in fresh[0].info
 
 
 def algorithm_2(H, i, N, delta):
@@ -139,6 +158,14 @@ def test_lessons_of_each_strategy(route, data):
     assert [(x.indices, x.epochs, x.restart) for x in several] == [((2,), 10, True), ((5,), 10, True)]
     assert [x.epochs for x in lessons(RCO(), 4, route, data)] == [1] * 4  # no more anchors than epochs
     assert len(lessons(RCO(), 100, route, data)) == 6  # nor than states
+
+
+@pytest.mark.parametrize("strategy", ["one-stage", "multi-stage"])
+def test_anchors_left_open_are_as_many_as_fit(strategy, route, data):
+    uneven = Steps(route[:4], [3, 6, 9, 10])  # saved every 3 of 10 epochs: four equal intervals meet one state twice
+    assert [x.indices for x in lessons(RCO(strategy), 20, uneven, data)] == [(0,), (1,), (3,)]
+    with pytest.raises(Problem, match=r"rco\.anchors: 4 equal intervals"):
+        lessons(RCO(strategy, anchors=4), 20, uneven, data)
 
 
 def search_over(table, monkeypatch, route, data, curriculum, epochs):
@@ -201,7 +228,7 @@ def test_distil_along_the_route(route, data):
     assert [entry["lesson"] for entry in result.curve] == [0] * 4 + [1] * 4 + [2] * 4
     assert all(len(lesson.info["divergence"]) == 6 for lesson in result.lessons)
     assert result.lessons[-1].info["divergence"][-1] < result.lessons[0].info["divergence"][-1]  # nearer to the whole teacher
-    untrained = RCO().prepare_for(route).measured(student(), data)[0]
+    untrained = RCO().prepare_for(route, data).measured(student(), data)[0]
     for lesson in result.lessons:
         anchor = lesson.indices[0]
         assert lesson.info["divergence"][anchor] < 0.8 * untrained(anchor)

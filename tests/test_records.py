@@ -1,5 +1,6 @@
 """What may be said about records: intervals, paired differences, Holm's correction and verdicts, against independent derivations."""
 
+import io
 import json
 import math
 
@@ -12,9 +13,11 @@ from scipy import stats
 
 from kd.records import (
     COLUMNS,
+    controls,
     frame,
     holm,
     interval,
+    judged,
     markdown,
     method_name,
     paired,
@@ -101,7 +104,7 @@ def test_no_spread():
     # three times the same difference does not say how much it would vary: no claim
     mean, width, count, p = paired(a + 2, a)
     assert (mean, count) == (2.0, 3) and math.isnan(width) and math.isnan(p)
-    assert verdict(0.0, 0.0, 1.0) == "no difference" and verdict(mean, width, p) == "too few runs"
+    assert verdict(0.0, 0.0, 1.0) == "no difference shown" and verdict(mean, width, p) == "no interval"
 
 
 def test_no_spread_but_for_rounding():
@@ -157,9 +160,9 @@ def test_holm_rejects_what_step_down_rejects():
 def test_verdicts():
     assert verdict(1.0, 0.4, 0.01) == "better"
     assert verdict(-1.0, 0.4, 0.01) == "worse"
-    assert verdict(1.0, 1.0, 0.01) == verdict(-0.3, 1.0, 0.5) == "no difference"
+    assert verdict(1.0, 1.0, 0.01) == verdict(-0.3, 1.0, 0.5) == "no difference shown"
     assert verdict(1.0, 0.4, 0.06) == verdict(-1.0, 0.4, 0.06) == "not after correction"
-    assert verdict(1.0, math.nan, math.nan) == "too few runs"
+    assert verdict(1.0, math.nan, math.nan) == "no interval"
 
 
 @given(ACCURACIES)
@@ -232,6 +235,18 @@ def test_frame_has_the_documented_columns():
     assert method_name({"knowledge": ["kd"], "curriculum": "pwkd"}) == "pwkd * kd"
 
 
+def test_frame_holds_accuracies_as_results_csv_does():
+    runs = frame(records({"KD": {0: 100 * 501 / 540, 1: 100 / 3}}), "digits")
+    assert runs["top1_last"].tolist() == [92.7778, 33.3333]
+    assert pd.read_csv(io.StringIO(runs.to_csv(float_format="%.6g")))["top1_last"].tolist() == runs["top1_last"].tolist()
+
+
+def test_frame_without_validation_images():
+    """Without images held out a run has no validation accuracy, which its record says as null."""
+    runs = frame([record | {"top1_val": None} for record in records({"KD": {0: 90.0}})], "digits")
+    assert runs["top1_val"].isna().all() and runs["top1_last"].tolist() == [90.0]
+
+
 def test_summary_of_a_made_up_table():
     lines = summary(frame(records(ACCURACY), "digits"), TABLE).set_index("row")
     assert list(lines.index) == [row["row"] for row in TABLE["rows"]]  # the file's order, not run rows in their place
@@ -253,9 +268,11 @@ def test_summary_of_a_made_up_table():
     for row in p:
         assert lines.loc[row, "p_holm"] == pytest.approx(expected[row])
     assert lines["verdict"].to_dict() == {
-        "student alone": "worse", "KD": "", "better": "better", "alike": "no difference", "once": "too few runs", "never": "",
+        "student alone": "worse", "KD": "", "better": "better", "alike": "no difference shown", "once": "no interval", "never": "",
     }  # fmt: skip
-    assert lines.loc["never", "note"] == "nobody has the data" and lines.loc["never", "reported"] == 61.0
+    assert lines.loc["never", "not_run"] == "nobody has the data" and lines.loc["never", "reported"] == 61.0
+    assert (lines["note"] == "").all() and (lines["not_run"].drop("never") == "").all() and set(lines["profile"]) == {"digits"}
+    assert (lines["baseline_epochs"].drop(["KD", "never"]) == 20).all()
     assert math.isnan(lines.loc["once", "interval"]) and math.isnan(lines.loc["once", "difference_interval"])
 
 
@@ -271,6 +288,24 @@ def test_summary_looks_at_its_own_table_and_pair_only():
     assert len(lines) == 12
     # more comparisons in the table, so a stricter correction
     assert (first["p_holm"].dropna() >= alone["p_holm"].dropna() - 1e-12).all()
+
+
+def test_the_baseline_is_of_the_same_pair():
+    """Two pairs far apart, on each of which the row is one point better."""
+    apart = {level: {"KD": {0: level, 1: level + 2}, "better": {0: level + 1, 1: level + 3}} for level in (70.0, 90.0)}
+    runs = pd.concat([frame(records(apart[level]), "digits").assign(pair=pair) for level, pair in ((70.0, "a -> b"), (90.0, "c -> d"))])
+    for made in (runs, runs.iloc[::-1]):
+        lines = summary(made, TABLE)
+        better = lines[lines["row"] == "better"].set_index("pair")
+        assert better["difference"].to_dict() == {"a -> b": 1.0, "c -> d": 1.0} and better["pairs"].tolist() == [2, 2]
+        assert better["mean"].to_dict() == {"a -> b": 72.0, "c -> d": 92.0}
+
+
+def test_the_baselines_epochs_are_of_the_same_pair():
+    runs = frame(records({"KD": ACCURACY["KD"], "better": ACCURACY["better"]}), "digits")
+    lines = summary(pd.concat([runs, runs.assign(pair="a -> b", epochs=60)]), TABLE)
+    better = lines[lines["row"] == "better"]
+    assert better["epochs"].tolist() == better["baseline_epochs"].tolist() == [20, 60]
 
 
 def test_reported_values_by_pair():
@@ -290,8 +325,10 @@ def test_markdown_of_a_made_up_table():
     half = 4.303 * math.sqrt(sum((v - 271 / 3) ** 2 for v in (90, 90, 91)) / 2) / math.sqrt(3)
     assert f"90.33 ± {half:.2f}" in cells["KD"]
     assert any(cell.startswith("+5.07 ± ") for cell in cells["better"]) and "better" in cells["better"]
-    assert "99.00" in cells["once"] and "too few runs" in cells["once"]
-    assert any("nobody has the data" in cell for cell in cells["never"])
+    assert "99.00" in cells["once"] and "no interval" in cells["once"]
+    assert "not run" in cells["never"] and text.endswith("\n\n- never: not run: nobody has the data.\n")
+    assert "after the last epoch, on digits: mean and 95 % t-interval over 1 or 3 seeds, 20 epochs each; big -> small." in text
+    assert "against KD, over the seeds that both rows have; 3 comparisons" in text
     assert cells["KD"][-1] == "not verified"
     # a source is numbered once, at its first use, and every number used is explained
     assert [cells[row][-1] for row in ("student alone", "better", "alike", "never")] == [
@@ -313,9 +350,96 @@ def test_markdown_without_tiers_or_differences():
     assert "†" not in text and "comparisons" not in text and "nan" not in text and "90.00" in text
 
 
+CONTROLLED = {
+    "name": "made_up",
+    "title": "Controls",
+    "rows": [
+        {"row": "KD"},
+        {"row": "KD, longer", "note": "a control"},
+        {"row": "both", "control": ["KD", "KD, longer"]},
+        {"row": "one", "control": "KD, longer"},
+        {"row": "left out", "control": "KD"},
+        {"row": "against what is left out", "control": "left out"},
+    ],
+}
+CONTROL_ACCURACY = {
+    "one": {3: 92.3, 0: 91.0, 1: 91.9, 2: 92.4},
+    "both": {0: 93.0, 1: 93.9, 2: 94.6},
+    "KD, longer": {0: 91.0, 1: 92.1, 2: 91.5, 3: 92.0},
+    "KD": {2: 91.0, 1: 90.3, 0: 90.0},
+    "against what is left out": {0: 99.0, 1: 98.0},
+}
+COMPARED = [("both", "KD", (0, 1, 2)), ("both", "KD, longer", (0, 1, 2)), ("one", "KD, longer", (0, 1, 2, 3))]
+
+
+def test_controls_against_scipy():
+    """Every row against each of its own controls, pair by pair, and Holm among these comparisons alone."""
+    shift = {"KD, longer": [0.0, 0.4, -0.3, 0.6], "one": [0.5, 0.2, 0.9, 0.1]}  # the second pair's differences are others
+    second = {row: {seed: a - 20 + shift.get(row, [0] * 4)[seed] for seed, a in by_seed.items()} for row, by_seed in CONTROL_ACCURACY.items()}
+    found = {"a -> b": CONTROL_ACCURACY, "c -> d": second}
+    runs = pd.concat([frame(records(accuracy), "digits").assign(pair=pair) for pair, accuracy in found.items()])
+    lines = controls(pd.concat([runs, runs.assign(table="another", top1_last=1.0)]), CONTROLLED)
+    expected, p = [(pair, *compared) for pair in found for compared in COMPARED], []
+    assert list(zip(lines["pair"], lines["row"], lines["control"], strict=True)) == [line[:3] for line in expected]
+    for line, (pair, row, control, seeds) in zip(lines.to_dict("records"), expected, strict=True):
+        mine, other = ([found[pair][name][seed] for seed in seeds] for name in (row, control))
+        test = stats.ttest_rel(mine, other)
+        low, high = test.confidence_interval(0.95)
+        assert line["mean"] == pytest.approx(np.mean(mine) - np.mean(other)) and line["pairs"] == len(seeds)
+        assert line["interval"] == pytest.approx((high - low) / 2) and line["p"] == pytest.approx(test.pvalue)
+        p.append(test.pvalue)
+    ranked = np.argsort(p)
+    corrected = np.minimum(1, np.maximum.accumulate(np.sort(p) * np.arange(6, 0, -1)))
+    np.testing.assert_allclose(lines["p_holm"].to_numpy()[ranked], corrected)
+    assert lines["verdict"].tolist() == [verdict(m, w, q) for m, w, q in zip(lines["mean"], lines["interval"], lines["p_holm"], strict=True)]
+    assert len(set(lines["verdict"])) > 1
+
+
+def test_controls_stand_in_a_table_of_their_own():
+    runs = frame(records(CONTROL_ACCURACY), "digits")
+    lines, further = summary(runs, CONTROLLED), controls(runs, CONTROLLED)
+    text = markdown(lines, CONTROLLED, further=further)
+    main, _, rest = text.partition("| row | against its control | paired difference | seeds | verdict |")
+    differences = [93.0 - 91.0, 93.9 - 92.1, 94.6 - 91.5]
+    half = 4.303 * np.std(differences, ddof=1) / math.sqrt(3)
+    assert f"| both | KD, longer | +{np.mean(differences):.2f} ± {half:.2f} | 3 |" in rest and "| one | KD, longer | +0.25 ± " in rest
+    assert rest.count("\n| ") == 3 and "verdicts after Holm's correction for these 3." in rest and "- KD, longer: a control." in rest
+    assert "| left out | – | not asked for | – |" in main and "against KD, over" in main
+    # the table itself has its own family, as if there were no controls
+    plain = CONTROLLED | {"rows": [{k: v for k, v in row.items() if k != "control"} for row in CONTROLLED["rows"]]}
+    pd.testing.assert_frame_equal(lines, summary(runs, plain))
+    assert "against its control" not in markdown(lines, CONTROLLED) and not len(controls(runs, plain))
+    assert "against its control" not in markdown(lines, plain, further=controls(runs, plain))
+    assert "against its control" not in markdown(lines, CONTROLLED, shown=False, further=further)
+    both = pd.concat([further, further.assign(pair="else -> where")])
+    assert "| else -> where | both | KD | +" in markdown(lines, CONTROLLED, further=both)
+
+
+def test_judged_names_the_epochs_of_a_claim():
+    line = {"verdict": "better", "epochs": 60.0, "baseline_epochs": 20.0}
+    assert judged(line) == "better, 60 epochs against 20"
+    assert judged(line | {"verdict": "worse", "epochs": 18.4}) == "worse, 18 epochs against 20"  # a mean over seeds
+    for same in (20.0, 20.4, 19.6):
+        assert judged(line | {"epochs": same}) == "better"
+    for said in ("no difference shown", "not after correction", "no interval", ""):
+        assert judged(line | {"verdict": said}) == said
+    assert judged({"verdict": "", "epochs": math.nan, "baseline_epochs": math.nan}) == ""
+
+
+def test_a_claim_over_more_epochs_says_so_in_its_table():
+    runs = frame(records(ACCURACY), "digits")
+    runs.loc[runs["row"] == "better", "epochs"] = 60
+    text = markdown(summary(runs, TABLE), TABLE)
+    (line,) = [line for line in text.splitlines() if line.startswith("| better |")]
+    assert line.startswith("| better | 60 | 3 | 95.40 ± ") and "| better, 60 epochs against 20 |" in line
+    assert text.count("epochs against") == 1 and "20 epochs each" not in text
+
+
 def test_plus_minus():
     assert plus_minus(1.005, 0.5) == "1.00 ± 0.50" and plus_minus(1.0, 0.5, sign=True) == "+1.00 ± 0.50"
     assert plus_minus(-1.0, math.nan, sign=True) == "-1.00" and plus_minus(math.nan, 1.0) == "–"
+    assert plus_minus(-0.001, 0.5, sign=True) == plus_minus(0.0, 0.5, sign=True) == "+0.00 ± 0.50" and plus_minus(-0.004, None) == "0.00"
+    assert plus_minus(-0.006, math.nan) == "-0.01"
 
 
 def test_records_file_round_trip(tmp_path):

@@ -2,12 +2,13 @@
 
 import pandas as pd
 import pytest
+import tiny
 
 from kd import search
 from kd.errors import Problem
 from kd.methods import make, resolved
 from kd.recipe import Recipe
-from kd.study import ROOT
+from kd.study import ROOT, key_of
 
 
 def test_every_search_is_a_grid_of_real_parameters():
@@ -33,9 +34,36 @@ def test_the_searches_of_profiles_exist():
 
 
 def test_the_best_on_validation_is_chosen_and_the_earlier_of_equals():
-    table = pd.DataFrame({"validation": [90.0, 92.0, 92.0, 91.0], "test": [99.0, 0.0, 50.0, 99.0]})
-    assert search.chosen(table) == 1
-    assert search.chosen(table.drop(columns="test")) == 1
+    assert search.chosen(pd.DataFrame({"validation": [90.0, 92.0, 92.0, 91.0]})) == 1
+
+
+def test_a_search_goes_by_validation_and_runs_seeds_of_its_own(tmp_path, monkeypatch):
+    class OnePair:
+        """What a search asks of a Study; a run is its alpha and its seed."""
+
+        stage, profile, params, data = "search-x", "tiny", {"search": {"seeds": 2}}, tiny.data()
+        __init__ = save = lambda self, _: None
+
+        def pairs(self, name):
+            return [("teacher", "student")]
+
+        def run_of(self, table, row, pair, seed):
+            return {"alpha": row["kd"]["alpha"], "seed": seed}, {}
+
+    asked = []
+
+    def execute(runs, title):  # the more alpha, the better on validation images, and the worse on the test's
+        asked.extend(run for run, _, _ in runs)
+        return {key_of(run): {"top1_val": 100 * run["alpha"], "top1_last": 90 - 100 * run["alpha"]} for run in asked}, {}
+
+    (tmp_path / "searches").mkdir()
+    (tmp_path / "searches" / "x.yaml").write_text("knowledge: [kd]\ngrid: {kd.alpha: [0.1, 0.5, 0.3]}\n")
+    for name, value in {"ROOT": tmp_path, "Study": OnePair, "execute": execute, "forget": lambda folder: None}.items():
+        monkeypatch.setattr(search, name, value)
+    search.run_search("x", tmp_path)
+    table = pd.read_csv(tmp_path / "x.csv")
+    assert table["best"].tolist() == [False, True, False] and table["validation"].tolist() == [10, 50, 30]
+    assert {run["seed"] for run in asked} == {search.FIRST_SEED, search.FIRST_SEED + 1} and len(asked) == 6
 
 
 def test_mistakes_are_named(tmp_path, monkeypatch):

@@ -219,6 +219,14 @@ def test_no_gradient_into_the_teacher_or_its_codebooks_in_stage_two():
     assert all(f.grad is not None for f in mine)
 
 
+@pytest.mark.parametrize(("taps", "names"), [("last", ["last"]), ("middle", ["middle"]), ("all", ["0", "1", "2"]), ([0, -1], ["0", "-1"])])
+def test_terms_are_named_by_their_taps(taps, names):
+    features = tuple(tensors(2, 4, 2, 2, seed=seed) for seed in range(3))
+    srm, output = started(SRM(taps=taps), features, features), Output(None, features)
+    assert list(srm.rebuilding_loss(output)) == [f"rebuilding {name}" for name in names]
+    assert list(srm.matching_loss(output, output)) == [f"{term} {name}" for name in names for term in ("pixel", "image")]
+
+
 def test_maps_of_other_sizes_are_averaged_down_and_the_pooled_tap_is_one_position():
     theirs, mine = (tensors(2, 6, 8, 8),), (tensors(2, 3, 4, 4, seed=1),)
     srm = started(SRM(taps=[0], pooled=True), mine, theirs)
@@ -254,6 +262,7 @@ def test_maps_of_other_sizes_are_averaged_down_and_the_pooled_tap_is_one_positio
         ({"taps": "alle"}, "srm.taps"),
         ({"freeze_statistics": True}, "probe"),
         ({"within_budget": True, "every_lesson": True}, "every_lesson"),
+        ({"drift": True, "every_lesson": True}, "srm.drift"),
     ],
 )
 def test_bad_values_are_named(parameters, words):
@@ -522,7 +531,8 @@ def test_validation_loss_is_the_mean_of_the_stages_loss_and_moves_nothing(data, 
                 losses.append(float(sum(srm.matching_loss(network(batch.images), theirs).values())))
         assert result.curve[number]["score"] == pytest.approx(np.mean(losses), rel=1e-5)
         before = snapshot(network), snapshot(srm)
-        srm.validation_loss(network.train(), teacher, data, RISING)
+        small = srm.validation_loss(network.train(), teacher, data, RISING.but(batch_size=5))  # the last of 12 are two
+        assert small == pytest.approx(np.mean(losses), rel=1e-5)
         assert not changed(before[0], network) and not changed(before[1], srm)
         assert all(p.grad is None for p in srm.teacher_codebooks.parameters())
 

@@ -82,7 +82,7 @@ def test_the_stated_share_decides(saved, monkeypatch):
 
 def test_mistakes_are_named(saved, tmp_path):
     for share in (0, 1.5):
-        with pytest.raises(Problem, match="memory_share"):
+        with pytest.raises(Problem, match="KD_MEMORY_SHARE"):
             open_data_for(saved[1], memory_share=share)
     for bad in (tmp_path / "none.safetensors", tmp_path / "cut.safetensors"):
         if bad.stem == "cut":

@@ -2,7 +2,10 @@
 
 import json
 import math
+import re
+import shutil
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,10 +13,12 @@ import pytest
 import yaml
 from scipy import stats
 
-from kd import effects, figures, plan, readme, records, show, study, tables
+from kd import checkpoints, effects, figures, plan, readme, records, show, study, tables
 from kd.errors import Problem
 from kd.methods import CURRICULA, KNOWLEDGE, make
+from kd.models import Supernet, build
 from kd.records import COLUMNS, frame
+from kd.source import write_programs
 from kd.study import ROOT, load_table
 
 NAMES = sorted(path.stem for path in (ROOT / "tables").glob("*.yaml"))
@@ -53,6 +58,19 @@ def test_each_table_is_run_by_the_notebook_of_its_stage():
             assert f'"{name}"' in source, f"{path.name} does not run {name}"
 
 
+def test_each_stage_depends_on_its_tables_and_no_other_is_named():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for stage in tables.STAGES:
+        named = {Path(dep).stem for dep in stages[stage]["deps"] if str(dep).startswith("tables/")}
+        assert named == {name for name in NAMES if tables.stage_of(load_table(name)) == stage}
+        (path,) = (ROOT / "notebooks").glob(f"0?_{stage}.ipynb")
+        source = "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code")
+        for call in re.findall(r"\bstudy\.run\(([^)]*)\)", source):
+            assert set(re.findall(r'"(\w+)"', call)) <= set(NAMES), f"{path.name}: study.run({call})"
+        for name in re.findall(r'\btables\.(?:display|said|lines_of|laid_out)\("(\w+)"', source):
+            assert name in NAMES, f"{path.name} shows {name}"
+
+
 def test_grid_expands_into_every_method_once():
     table = load_table("combined")
     rows = {row["row"]: row for row in table["rows"]}
@@ -67,6 +85,45 @@ def test_every_combined_run_has_the_same_student_epochs():
     planned = plan.Planned(made_up_params())
     found = {plan.student_epochs(run) for _, _, run, _ in planned.runs(load_table("combined"))}
     assert found == {16}
+
+
+def test_a_control_trains_as_long_and_runs_where_its_row_does():
+    planned = plan.Planned(made_up_params())
+    for table in map(load_table, NAMES):
+        runs, rows = {}, {row["row"]: row for row in table["rows"]}
+        for name, pair, run, _ in planned.runs(table):
+            runs.setdefault(name, {})[pair, run["seed"]] = plan.student_epochs(run)
+        for row in table["rows"]:
+            for control in np.atleast_1d(row.get("control", [])):
+                if not control.startswith("no preparation"):  # there the preparation is the one thing that differs, its epochs included
+                    assert set(runs[row["row"]].values()) == set(runs[control].values()), (table["name"], row["row"], control)
+                assert set(runs[row["row"]]) & set(runs[control]) and control != row["row"] and "not_run" not in rows[control]
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ("- {row: KD}\n- {row: KR, control: KD}\n- {row: both, control: [KD, KRR]}", r"row 'both': no row 'KRR' to be its control \(did you mean 'KR'\?\)"),
+        ("- {row: KD}\n- {row: KR, control: KDD}", r"tables/t.yaml, row 'KR': no row 'KDD' to be its control \(did you mean 'KD'\?\)"),
+        ("- {row: KD}\n- {row: KR, contrl: KD}", r"row 'KR': unknown key 'contrl' \(did you mean 'control'\?\)"),
+        ("- {row: KD}\n- {rwo: KR}", r"row None: unknown key 'rwo' \(did you mean 'row'\?\)"),
+        ("- {row: KD}\n- {row: KD}", "row 'KD' stands there twice"),
+    ],
+)
+def test_mistakes_in_a_tables_file_are_named(tmp_path, monkeypatch, rows, message):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "t.yaml").write_text(f"title: T\nrows:\n{rows}\n")
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    with pytest.raises(Problem, match=message):
+        load_table("t")
+
+
+def test_a_control_may_stand_below_its_row_and_in_the_grid(tmp_path, monkeypatch):
+    (tmp_path / "tables").mkdir()
+    text = "rows: [{row: KR, control: [later, rco * kd]}, {row: later, control: KR}]\ngrid: {curricula: [rco], knowledge: [[kd]]}\n"
+    (tmp_path / "tables" / "t.yaml").write_text(text)
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    assert [row["row"] for row in load_table("t")["rows"]] == ["KR", "later", "rco * kd"]
 
 
 # --- plan
@@ -89,6 +146,13 @@ def made_up_params(**changes):
     return params | changes
 
 
+def write_params(path, **changes):
+    """A params.yaml that is whole: made_up_params, and whatever else one must hold from the digits profile."""
+    pattern, params = yaml.safe_load((ROOT / "profiles" / "digits.yaml").read_text()), made_up_params(**changes)
+    params |= {section: pattern[section] | params[section] for section in ("teacher", "supernet")}
+    path.write_text(yaml.safe_dump(pattern | params))
+
+
 @pytest.fixture
 def few_tables(monkeypatch):
     monkeypatch.setattr(plan, "names", lambda: ["kd_main", "kd_temperature", "common", "combined"])
@@ -106,8 +170,9 @@ def test_plan_counts_by_hand(few_tables):
     counts, _ = plan.plan_counts(made_up_params(recipes={}))
     assert counts["combined"]["shared"] == 2 * 2  # now student alone and KD are taken over from kd
     assert len(counts["combined"]["runs"]) == 2 * (2 * common + 34 - same - 2)
-    for run in counts["combined"]["runs"]:
-        assert run["recipe"]["learning_rate"] == 0.05 and run["recipe"]["epochs"] == 16
+    epochs = [run["recipe"]["epochs"] for run in counts["combined"]["runs"]]
+    assert {run["recipe"]["learning_rate"] for run in counts["combined"]["runs"]} == {0.05}
+    assert set(epochs) == {16, 29} and epochs.count(29) == 2 * 2  # KD, as long as SRM: 1.8 x 16, two seeds on two pairs
 
 
 def test_recipe_of_a_student(few_tables):
@@ -126,14 +191,14 @@ def test_plan_names_what_params_lack(few_tables):
 
 
 def test_plan_prints_without_data(few_tables, monkeypatch, tmp_path):
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(made_up_params(profile="no_such_profile")))
+    write_params(tmp_path / "params.yaml", profile="no_such_profile")
     monkeypatch.setenv("KD_PARAMS", str(tmp_path / "params.yaml"))
     text = plan.plan()
     lines = {line.split()[0]: line.split() for line in text.splitlines() if line and line.split()[0] in ("teacher", "kd", "total")}
     assert lines["kd"][1:3] == ["2", "23"] and lines["kd"][3] == str(23 * 16)
     assert lines["teacher"][1:3] == ["2", "60"]
     assert "45,000 training images of 3x32x32" in text and "estimate, not a measurement" in text and "unknown" not in text
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(made_up_params(profile="x", data={"name": "imagefolder", "size": 32})))
+    write_params(tmp_path / "params.yaml", profile="x", data={"name": "imagefolder", "size": 32})
     text = plan.plan()
     assert "size unknown until" in text and "unknown" in next(line for line in text.splitlines() if line.startswith("total"))
 
@@ -153,8 +218,7 @@ def test_known_sizes():
 
 
 def test_hours_follow_the_machine_records(few_tables, monkeypatch, tmp_path):
-    params = made_up_params(profile="p")
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    write_params(tmp_path / "params.yaml", profile="p")
     monkeypatch.setenv("KD_PARAMS", str(tmp_path / "params.yaml"))
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     monkeypatch.setattr(plan, "ROOT", tmp_path)
@@ -226,7 +290,7 @@ def accuracy_kd_better(method, seed):
 def repository(tmp_path, monkeypatch):
     """A repository with records of kd_main and a params.yaml of the digits profile."""
     write_runs(tmp_path, made_up_records(accuracy_kd_better))
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(made_up_params(profile="digits")))
+    write_params(tmp_path / "params.yaml", profile="digits")
     monkeypatch.setenv("KD_PARAMS", str(tmp_path / "params.yaml"))
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     monkeypatch.setattr(show, "ROOT", tmp_path)
@@ -247,7 +311,7 @@ def test_reports(repository):
         assert f"](#{name})" in text and f'<a id="{name}">' in text
     for row in load_table("kd_main")["rows"]:
         assert f"| {row['row']} |" in text
-    assert text.count("Not run in this profile; `run:` in params.yaml says what is.") == 2 and "| pwkd * iekd |" not in text
+    assert text.count("Not run in this profile; `run:` in params.yaml says what is, and reports/digits has every table whole.") == 2 and "| pwkd * iekd |" not in text
     assert [path.name for path in (folder / "figures").iterdir()] == ["kd_main.png"]
     assert "93.22" in text and (folder / "figures" / "kd_main.png").stat().st_size > 1000
     for line in text.splitlines():
@@ -282,30 +346,40 @@ def test_reported_figures_of_other_pairs_do_not_look_measured():
 
 def test_markdown_keeps_columns_that_differ():
     table = {"name": "t", "title": "T", "rows": [{"row": "KD"}, {"row": "a | b", "note": "longer."}]}
-    lines = pd.DataFrame({"table": "t", "row": ["KD", "a | b"], "pair": "x -> y", "seed": 0, "epochs": [20, 40], "top1_last": [90.0, 91.0]})
+    lines = pd.DataFrame({"profile": "p", "table": "t", "row": ["KD", "a | b"], "pair": "x -> y", "seed": 0, "epochs": [20, 40], "top1_last": 90.0})
     text = records.markdown(records.summary(lines, table), table)
     assert "| row | epochs |" in text and "| KD | 20 |" in text and "a \\| b | 40 |" in text and "- a | b: longer.\n" in text
     text = records.markdown(records.summary(lines.assign(epochs=20), table), table)
     assert "| epochs |" not in text and "20 epochs each" in text
 
 
-def test_a_table_without_runs_of_its_own_is_a_sentence_and_its_reported_figures():
+@pytest.fixture
+def asks(tmp_path, monkeypatch):
+    """asks(kr={"kr_main": "all"}): a params.yaml in force that asks for these tables of these stages, and for nothing else."""
+
+    def write(**run):
+        write_params(tmp_path / "params.yaml", run={stage: {} for stage in tables.STAGES} | run)
+        monkeypatch.setenv("KD_PARAMS", str(tmp_path / "params.yaml"))
+
+    return write
+
+
+def test_a_table_without_runs_of_its_own_is_a_sentence_and_its_reported_figures(asks):
+    asks()
     runs = frame(made_up_records(accuracy_kd_better, "srm_imagenet", rows=["student alone", "KD"]), "p")
     assert len(tables.lines_of("srm_imagenet", runs)) == 2  # no other table shows these runs
     runs = pd.concat([runs, runs.assign(table="kd_main")])
     text = tables.display("srm_imagenet", runs).data
     assert text.startswith("### SRM with its ImageNet settings\n\nmu = 4")
-    assert "Not run in this profile, but for rows that other tables show (student alone; KD); `run:` in params.yaml says what is." in text
-    assert "| row | reported |\n|---|---|\n| SRM | 71.21 [1] |\n\n[1] viebboy" in text and "not run:" not in text and "90." not in text
+    said = "Not run in this profile, but for rows that other tables show (student alone; KD); `run:` in params.yaml says what is, and reports/digits has"
+    assert said in text and "not run:" not in text and "90." not in text
+    assert "| row | reported |\n|---|---|\n| SRM | 71.21 [1] |\n\n[1] viebboy" in text
     assert not len(tables.lines_of("srm_imagenet", runs)) and tables.said("srm_imagenet", runs) is None
     assert figures.table_figure(tables.lines_of("srm_imagenet", runs)) is None
     text = tables.display("srm_imagenet", runs[:0]).data
     assert "Not run in this profile; `run:`" in text and "71.21" in text
-    # nothing is missing where all that can be run stands in other tables
-    runs = frame(made_up_records(accuracy_kd_better, "kr_cifar10"), "p")
-    runs = pd.concat([runs.assign(table="kr_main"), runs])
-    assert "| KD | 93." in tables.display("kr_cifar10", runs).data and len(tables.lines_of("kr_cifar10", runs)) == 2
-    # and of two tables with the same runs the first keeps them
+    # of two tables with the same runs the first keeps them
+    runs = frame(made_up_records(accuracy_kd_better, "kd_main"), "p")
     runs = pd.concat([runs.assign(table="pwkd_stages"), runs.assign(table="pwkd_schedule")])
     assert len(tables.lines_of("pwkd_schedule", runs)) == 1 and not len(tables.lines_of("pwkd_stages", runs))
     # a comparison of rows that several tables show one by one is that comparison's only place
@@ -314,17 +388,110 @@ def test_a_table_without_runs_of_its_own_is_a_sentence_and_its_reported_figures(
     assert len(tables.lines_of("common", runs)) == 2
 
 
-def test_rows_that_the_profile_leaves_out_keep_their_place():
+def test_a_table_that_the_profile_asks_for_is_shown_though_an_earlier_one_has_its_runs(asks):
+    runs = frame(made_up_records(accuracy_kd_better, "srm_imagenet", rows=["student alone", "KD"]), "p")
+    runs = pd.concat([runs.assign(table="kd_main"), runs])
+    for asked in ("all", ["KD"], ["student alone", "KD"], ["SRM"]):  # SRM is asked for and has not run yet
+        asks(srm={"srm_imagenet": asked})
+        text, lines = tables.laid_out("srm_imagenet", runs)
+        assert list(lines["row"]) == ["student alone", "KD"] and "| KD | 93.22 ± " in text and "| SRM | not asked for |" in text
+        assert "Not run in this profile" not in text and tables.said("srm_imagenet", runs).data.startswith("- student alone against KD: ")
+    asks(srm="all")
+    assert len(tables.lines_of("srm_imagenet", runs)) == 2
+    for others in ({"srm": {"srm_imagenet": []}}, {"srm": {"srm_grid": "all"}}, {"kd": "all"}):
+        asks(**others)
+        text, lines = tables.laid_out("srm_imagenet", runs)
+        assert not len(lines) and "93." not in text and "Not run in this profile, but for rows that other tables show" in text
+        assert len(tables.lines_of("kd_main", runs)) == 2  # the earlier one has them, asked for or not
+
+
+def test_rows_that_the_profile_leaves_out_keep_their_place(asks):
+    asks(kr={"kr_main": ["student alone", "KD", "KR"]}, pwkd={"pwkd_schedule": ["KD", "cosine"]})
     runs = frame(made_up_records(accuracy_kd_better, "kr_main", rows=["student alone", "KD", "KR"]), "p")
     text = tables.display("kr_main", runs).data
-    assert "| KR, neither | not run in this profile | – |" in text and "| FSP | not run: not one of this companion's methods" in text
+    assert "| KR, neither | not asked for | – |" in text and "| FSP | not run | – |" in text
+    assert "\n- FSP: not run: not one of this companion's methods; KR's aggregation gram is its nearest kin here.\n" in text
+    assert "Test accuracy after the last epoch, on p: " in text
     assert list(tables.lines_of("kr_main", runs)["row"]) == ["student alone", "KD", "KR"]
     assert tables.said("kr_main", runs).data.count("\n- ") == 1
     assert len(figures.table_figure(tables.lines_of("kr_main", runs)).axes[0].get_yticks()) == 3
     # without its baseline a table has accuracies and no differences
     runs = frame(made_up_records(accuracy_kd_better, "pwkd_schedule", rows=["KD", "cosine"]), "p")
-    assert "| no cycle | not run in this profile | – |" in tables.display("pwkd_schedule", runs).data
+    assert "| no cycle | not asked for | – |" in tables.display("pwkd_schedule", runs).data
     assert len(tables.lines_of("pwkd_schedule", runs)) == 2 and tables.said("pwkd_schedule", runs) is None
+
+
+def test_a_sentence_says_what_the_verdict_is():
+    line = {"row": "A", "n": 3, "mean": 91.0, "interval": 0.5, "difference": 1.0, "difference_interval": 0.2, "pairs": 3.0}
+    line |= {"epochs": 20.0, "baseline_epochs": 20.0}
+    for verdict, meaning in (
+        ("better", "better."),
+        ("worse", "worse."),
+        ("no difference shown", "no difference shown: the interval covers zero."),
+        ("not after correction", "no claim: the interval excludes zero, but not after Holm's correction."),
+        ("no interval", "no claim: one run, or every seed differs alike, so there is no interval."),
+    ):
+        assert tables.say(line | {"verdict": verdict}) == f"A against KD: +1.00 ± 0.20 points over 3 paired seeds: {meaning}"
+    longer = tables.say(line | {"verdict": "better", "epochs": 60.0, "pairs": 1.0}, "plain")
+    assert longer == "A against plain: +1.00 ± 0.20 points over 1 paired seed: better, 60 epochs against 20."
+    assert tables.say(line | {"difference": math.nan, "verdict": ""}) == "A: 91.00 ± 0.50 %, nothing to compare it with."
+
+
+def test_controls_stand_below_their_table(asks):
+    """In the reports and in README alike: the rows of rco_table7 against KD trained as long."""
+    asks(rco="all")
+    longer = {"KD": 91.0, "KD, 3 x epochs": 91.6, "KD, 3 cycles, 3 x epochs": 92.0, "EEI-3": 93.0}
+    made = made_up_records(accuracy_kd_better, "rco_table7", rows=list(longer))
+    for record in made:
+        record["top1_last"] = longer[record["row"]] + 0.1 * record["run"]["seed"] + 0.02 * record["run"]["seed"] ** 2 * (record["row"] == "EEI-3")
+    text = tables.display("rco_table7", frame(made, "digits")).data
+    gaps = [np.array([0.0, 0.02, 0.08]) + gap for gap in (1.4, 1.0)]
+    half = stats.t.ppf(0.975, 2) * np.std(gaps[0], ddof=1) / math.sqrt(3)
+    for control, gap in zip(("KD, 3 x epochs", "KD, 3 cycles, 3 x epochs"), gaps, strict=True):
+        assert f"| EEI-3 | {control} | +{gap.mean():.2f} ± {half:.2f} | 3 | better |" in text
+    assert "for these 2." in text and text.index("paired by seed, against KD") < text.index("| row | against its control |")
+    filled = readme.filled("<!-- table:rco_table7 --><!-- end -->", {"": frame(made, "digits")})
+    assert f"| EEI-3 | KD, 3 x epochs | +{gaps[0].mean():.2f} ± {half:.2f} | 3 | better |" in filled
+
+
+def made_up_teacher(root, kind, network, accuracy, profile="p"):
+    """A teacher's file with these test accuracies, of its states or widths."""
+    module = build(network, 10, 1)
+    about = {"network": network, "classes": 10, "channels": 1}
+    state = {"accuracy": [{"validation": 1.0, "test": value} for value in accuracy], "curve": []}
+    if kind == "route":
+        state |= {"states": [module.state_dict()] * len(accuracy), "epochs": list(range(1, len(accuracy) + 1))}
+    else:
+        about["widths"] = [0.5, 1.0]
+        state["weights"] = Supernet(module, about["widths"]).state_dict()
+    path = root / "models" / profile / f"{kind}s" / f"{network}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoints.save_state(path, state, kind=kind, **about)
+
+
+def test_teachers_in_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    params = {"teachers": ["cnn3x4", "cnn3x2", "cnn6x4"], "supernets": ["cnn3x4"]}
+    assert tables.teachers_in_words("p", params) == ""  # none is trained yet
+    made_up_teacher(tmp_path, "route", "cnn3x4", [50.0, 97.125, 96.376])
+    made_up_teacher(tmp_path, "route", "cnn6x4", [98.5])
+    begin = "The teachers themselves, converged, on the same test images: "
+    assert tables.teachers_in_words("p", params) == f"{begin}cnn3x4 96.38 %, cnn6x4 98.50 %."  # the last state's, not the best; none of cnn3x2
+    made_up_teacher(tmp_path, "supernet", "cnn3x4", [91.0, 95.0])
+    assert tables.teachers_in_words("p", params) == f"{begin}cnn3x4 96.38 %, cnn6x4 98.50 %, cnn3x4 as a supernet at full width 95.00 %."
+    assert tables.teachers_in_words("p", {"teachers": None, "supernets": ["cnn3x4"]}) == f"{begin}cnn3x4 as a supernet at full width 95.00 %."
+    assert tables.teachers_in_words("q", params) == tables.teachers_in_words("p", {}) == ""
+
+
+def test_the_reports_name_the_teachers(repository, monkeypatch):
+    tables.write_reports(repository / "out")
+    assert "The teachers themselves" not in (repository / "out" / "tables.md").read_text()
+    monkeypatch.setattr(tables, "teacher_file", lambda profile, kind, network: repository / "models" / profile / f"{kind}s" / f"{network}.safetensors")
+    made_up_teacher(repository, "route", "cnn3x4", [90.0, 97.0], "digits")
+    write_params(repository / "params.yaml", profile="digits", teachers=["cnn3x4"])
+    tables.write_reports(repository / "out")
+    text = (repository / "out" / "tables.md").read_text()
+    assert "\n\nThe teachers themselves, converged, on the same test images: cnn3x4 97.00 %.\n\n- **Knowledge distillation**" in text
 
 
 def test_several_pairs_get_a_table_each():
@@ -367,8 +534,6 @@ def test_show_on_a_fresh_clone(repository):
 
 README = """# Title
 
-KD reaches <!-- number:kd_main/KD -->stale<!-- end --> %, that is <!-- gain:kd_main/KD --><!-- end -->.
-
 <!-- table:kd_main -->
 old
 <!-- end -->
@@ -381,21 +546,22 @@ def test_readme_is_filled_and_drift_is_found(repository):
     tables.write_reports(repository / "reports" / "digits")
     path, results = repository / "README.md", repository / "reports" / "digits" / "results.csv"
     path.write_text(README)
-    with pytest.raises(Problem, match="differs from results.csv at number:kd_main/KD, gain:kd_main/KD, table:kd_main; run"):
+    with pytest.raises(Problem, match="differs from results.csv at table:kd_main; run"):
         readme.write_readme(check=True, readme=path, results=results)
     assert path.read_text() == README  # a check changes nothing
     readme.write_readme(readme=path, results=results)
     text = path.read_text()
     accuracy = [93.0, 93.21, 93.44]
     half = stats.t.ppf(0.975, 2) * np.std(accuracy, ddof=1) / math.sqrt(3)
-    assert f"KD reaches <!-- number:kd_main/KD -->{np.mean(accuracy):.2f} ± {half:.2f}<!-- end --> %" in text
+    assert f"| KD | {np.mean(accuracy):.2f} ± {half:.2f} |" in text and "on digits: mean and 95 % t-interval over 3 seeds" in text
     assert "| student alone | 90.20 ± 0.50 |" in text and "old" not in text and text.endswith("The end.\n")
     readme.write_readme(check=True, readme=path, results=results)
     results.write_text(results.read_text().replace("93.44", "95.44"))
     with pytest.raises(Problem, match="differs"):
         readme.write_readme(check=True, readme=path, results=results)
     for wrong, message in (
-        ("number:kd_main/KP", "no row 'KP'.*did you mean 'KD'"),
+        ("number:kd_main/KD", "1 `<!-- end -->` too many or without a marker that is known: table, answer, bench$"),
+        ("gain:kd_main/KD", "without a marker that is known"),
         ("table:kd_mein", "unknown table 'kd_mein'"),
         ("answer:kd", "answer:combined"),
         ("tabel:kd_main", "without a marker that is known"),
@@ -410,6 +576,48 @@ def test_readme_holds_the_committed_numbers():
     if not (page.exists() and results.exists()):
         pytest.skip("no README.md or no committed reports here")
     readme.write_readme(check=True)
+
+
+# --- what a stage depends on
+
+
+def test_programs_of_the_stages_without_a_notebook(tmp_path, monkeypatch):
+    """What only writes tables is no part of a supernet; what chooses is part of a search; prose is part of neither."""
+    shutil.copytree(ROOT / "kd", tmp_path / "kd", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    monkeypatch.chdir(tmp_path)
+
+    def written():
+        write_programs("out")
+        return {path.stem: path.read_text() for path in (tmp_path / "out").glob("*.py")}
+
+    def changed(name, old, new):
+        """The stages whose program such a change changes."""
+        file, before = tmp_path / "kd" / name, written()
+        text = file.read_text()
+        assert old in text
+        file.write_text(text.replace(old, new, 1))
+        after = written()
+        file.write_text(text)
+        return {stage for stage in before if before[stage] != after[stage]}
+
+    outs = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["code"]["outs"]
+    assert {f"build/code/{stage}.py" for stage in written()} == {out for out in outs if isinstance(out, str)}
+    assert changed("records.py", '"no difference shown"', '"nothing"') == {"core", "search"}
+    assert changed("tables.py", "nothing to compare it with", "no baseline") == {"core"}
+    assert changed("search.py", "FIRST_SEED = 1000", "FIRST_SEED = 2000") == {"search"}
+    assert changed("search.py", "# the tables' seeds begin at 0", "# other prose") == set()
+    assert changed("teachers.py", "torch.manual_seed(seed)", "torch.manual_seed(seed + 1)") == {"core", "supernet", "search"}
+    assert changed("models/base.py", "100.0 * float(correct)", "99.0 * float(correct)") == {"core", "supernet", "search"}
+    assert changed("methods/kr.py", "class KR(Knowledge):", "class KR(Knowledge):  # other prose") == set()
+    assert changed("methods/kr.py", "class KR(Knowledge):", "class Kr(Knowledge):") == {"kr", "search", "combined", "tables"}
+
+
+def test_stages_depend_on_their_own_programs():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for name in ("supernet", "search"):
+        programs = [path for path in stages[name]["do"]["deps"] if path.startswith("build/code/")]
+        assert programs == [f"build/code/{name}.py"]
 
 
 # --- effects of the combined study
@@ -454,22 +662,22 @@ def plus(flag):
 def test_main_effects_against_contrasts():
     accuracy = grid(additive)
     main = effects.main_effects(accuracy)
-    assert list(main["name"]) == ["rco", "pwkd", "kr", "srm", "iekd", "kd beside one other"]
+    assert list(main["name"]) == ["rco", "pwkd", "kr", "srm", "iekd", "kd, added to another alone"]
     expected = {
         "rco": lambda c, kd, kr, srm, iekd: kd * {"rco": 1, "fixed": -1}.get(c, 0) / 8,
         "pwkd": lambda c, kd, kr, srm, iekd: kd * {"pwkd": 1, "fixed": -1}.get(c, 0) / 8,
         "kr": lambda c, kd, kr, srm, iekd: kd * plus(kr) / 12,
         "srm": lambda c, kd, kr, srm, iekd: kd * plus(srm) / 12,
         "iekd": lambda c, kd, kr, srm, iekd: kd * plus(iekd) / 12,
-        "kd beside one other": lambda c, kd, kr, srm, iekd: (kr + srm + iekd == 1) * plus(kd) / 9,
+        "kd, added to another alone": lambda c, kd, kr, srm, iekd: (kr + srm + iekd == 1) * plus(kd) / 9,
     }
     for name, sign in expected.items():
         check_line(line_of(main, name), contrast(accuracy, sign))
-    truth = {"rco": 1.0, "pwkd": -1.0, "kr": 0.5, "srm": -0.7, "iekd": 0.0, "kd beside one other": 2.0}
+    truth = {"rco": 1.0, "pwkd": -1.0, "kr": 0.5, "srm": -0.7, "iekd": 0.0, "kd, added to another alone": 2.0}
     for name, value in truth.items():
         assert line_of(main, name)["mean"] == pytest.approx(value, abs=0.1)
     assert dict(zip(main["name"], main["verdict"], strict=True)) == {
-        "rco": "better", "pwkd": "worse", "kr": "better", "srm": "worse", "iekd": "no difference", "kd beside one other": "better",
+        "rco": "better", "pwkd": "worse", "kr": "better", "srm": "worse", "iekd": "no difference shown", "kd, added to another alone": "better",
     }  # fmt: skip
     np.testing.assert_allclose(main["p_holm"], records.holm(main["p"]))
 
@@ -528,7 +736,7 @@ def test_cells_that_did_not_run_are_left_out_not_guessed():
     said = " ".join(effects.answer(accuracy))
     assert "3 methods stood against plain KD" in said and "On average over everything else" not in said
     assert "On average over the settings that ran, `rco`" in said and "averaged over: `rco` 2 of 8, `srm` 2 of 12." in said
-    assert "Not estimated, because too little of the grid ran: `pwkd`, `kr`, `iekd` and `kd beside one other`." in said
+    assert "Not estimated, because too little of the grid ran: `pwkd`, `kr`, `iekd` and `kd, added to another alone`." in said
     assert effects.settings(grid(additive)) == ""
     lone = effects.answer(accuracy[["kd", "kd + srm"]])
     assert "On average" not in " ".join(lone)  # one setting is no average
@@ -601,8 +809,8 @@ def test_answer_when_kd_wins():
     accuracy = grid(lambda c, k: 0.0 if effects.name_of(c, k) == "kd" else -3.0)
     said = " ".join(effects.answer(accuracy, made_up_costs(accuracy)))
     for expected in (
-        "None of them is better than plain KD.", "Plain KD itself has the highest mean", "Nothing that costs no more than KD is better",
-        "no reason to prefer anything here to plain KD", "None is better than each of its parts", "Worse: ",
+        "None of them can be told to be better than plain KD.", "Plain KD itself has the highest mean", "Nothing that costs no more than KD can be told to be better than it.",
+        "no reason to prefer anything here to plain KD", "None can be told to be better than each of its parts and than KD.", "Worse: ",
     ):  # fmt: skip
         assert expected in said, (expected, said)
     assert "combining pays" not in said and "Better than plain KD:" not in said
@@ -610,7 +818,10 @@ def test_answer_when_kd_wins():
 
 def test_answer_when_nothing_differs():
     said = " ".join(effects.answer(grid(lambda c, k: 0.0, noise=1.0)))
-    for expected in ("None of them is better", "None is worse.", "For the other 32 no difference can be claimed", "no factor changes the accuracy", "no two parts help or hinder"):
+    for expected in (
+        "None of them can be told to be better", "None can be told to be worse.", "For the other 32 no difference can be claimed", "no factor changes the accuracy",
+        "no two parts help or hinder", "It cannot be said of any of the 24 combinations that it is more than the sum of its parts.",
+    ):
         assert expected in said, (expected, said)
     assert "So with these seeds there is no reason" in said
 
@@ -624,7 +835,15 @@ def test_answer_when_a_single_method_wins():
 def test_answer_when_only_averages_speak():
     accuracy = grid(lambda c, k: 0.6 * ("kr" in k), seeds=5, noise=0.3)
     said = effects.answer(accuracy)
-    assert "None of them is better than plain KD." in said and "only averages over the grid speak for `kr`" in said[-1]
+    assert "None of them can be told to be better than plain KD." in said and "only averages over the grid speak for `kr`" in said[-1]
+
+
+def test_averages_do_not_speak_for_kd_itself():
+    """That KD improves what stands alone is no reason to prefer anything to plain KD."""
+    accuracy = grid(lambda c, k: 2.0 * ("kd" in k))
+    said = effects.answer(accuracy)
+    assert "On average over everything else, `kd, added to another alone` raises the accuracy." in said
+    assert said[-1] == "So with these seeds there is no reason to prefer anything here to plain KD."
 
 
 def test_answer_with_one_seed_concludes_nothing():
@@ -682,20 +901,21 @@ def test_a_profile_runs_the_rows_it_asks_for(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         planned.run("kd_main", "kd_temperature")
     assert wanted["methods"] == ["kd", "kd"]
-    assert planned.asked(load_table("kr_main")) == [row["row"] for row in load_table("kr_main")["rows"] if "not_run" not in row]
-    assert planned.asked(load_table("kr_ablation")) == [] and len(planned.asked(load_table("srm_grid"))) > 5
+    asked = lambda name: study.asked_rows(load_table(name), planned.params)  # noqa: E731
+    assert asked("kr_main") == [row["row"] for row in load_table("kr_main")["rows"] if "not_run" not in row]
+    assert asked("kd_main") == ["KD"] and asked("kd_temperature") == asked("kr_ablation") == [] and len(asked("srm_grid")) > 5
     assert plan.plan_counts(made_up_params(seeds=2, run=chosen))[0]["kd"] | {"runs": 0} == {"runs": 0, "tables": 1, "shared": 0}
     for chosen, message in (
         ({"kd": {"kd_mian": "all"}}, r"run.kd: unknown table 'kd_mian' \(did you mean 'kd_main'\?\)"),
         ({"kd": {"kd_main": ["KDD"]}}, r"run.kd.kd_main: no row 'KDD' \(did you mean 'KD'\?\)"),
     ):
         with pytest.raises(Problem, match=message):
-            plan.Planned(made_up_params(run=chosen)).asked(load_table("kd_main"))
+            study.asked_rows(load_table("kd_main"), made_up_params(run=chosen))
 
 
 def test_a_row_that_is_known_from_another_table_is_shown_unasked(repository):
     params = repository / "params.yaml"
-    params.write_text(yaml.safe_dump(made_up_params(seeds=1, grid_seeds=1, run={"kd": {"kd_main": ["KD"]}})))
+    write_params(params, seeds=1, grid_seeds=1, run={"kd": {"kd_main": ["KD"]}})
     planned = plan.Planned(yaml.safe_load(params.read_text()))
     planned.folder = repository / "runs" / "x"
     run = planned.row_of("kd_main", "KD")[0]

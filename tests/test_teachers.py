@@ -203,6 +203,27 @@ def test_stopped_and_resumed_is_uninterrupted(kind, channels_last, data, tmp_pat
     assert make(tmp_path / "again.safetensors", tmp_path / "resume") == whole
 
 
+@pytest.mark.parametrize("kind", ["route", "supernet"])
+def test_another_seed_or_recipe_does_not_resume(kind, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(teachers, "Checkpoint", functools.partial(Checkpoint, every=0))
+
+    def make(recipe=RECIPE, seed=5, **options):
+        path, resume = tmp_path / "x.safetensors", tmp_path / "resume"
+        if kind == "route":
+            train_route("cnn3x4", data, recipe, 2, path, seed, resume)
+        else:
+            train_supernet("cnn3x4", data, recipe, WIDTHS, path, seed, resume=resume, **options)
+
+    make()
+    with pytest.raises(Problem, match=r"running.safetensors is of seed 5, not 6"):
+        make(seed=6)
+    with pytest.raises(Problem, match=r"running.safetensors is of recipe .*'learning_rate': 0.05.*, not .*'learning_rate': 0.1"):
+        make(RECIPE.but(learning_rate=0.1))
+    if kind == "supernet":
+        with pytest.raises(Problem, match="of distil_in_place False, not True"):
+            make(distil_in_place=True)
+
+
 @pytest.mark.parametrize("kill", [4, 8])
 def test_killed_while_writing(kill, data, route_file, tmp_path):
     """kill -9 between a file's last byte and its name; the next run goes on, to the bytes of one never killed."""

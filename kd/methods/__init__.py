@@ -14,7 +14,7 @@ from importlib import import_module
 
 from torch import nn
 
-from kd.errors import Problem, nearest
+from kd.errors import Problem, check_kind, nearest
 
 
 @dataclass
@@ -86,17 +86,19 @@ class Teachers:
     """All teachers of one student: `route` and `supernet`, each a sequence of networks (or absent).
 
         Teachers(route=Route("models/digits/cnn6x16.safetensors"))
-        Teachers.of(network)            a single network of one's own is a route of one state
+        Teachers.of(network)            a single network of one's own is a route of one state, a list of them a route
     """
 
     def __init__(self, route=None, supernet=None):
-        self.sources = {name: source for name, source in (("route", route), ("supernet", supernet)) if source is not None}
+        self.sources = {name: source for name, source in (("route", route), ("supernet", supernet)) if source is not None and len(source)}
 
     @classmethod
     def of(cls, teacher):
         if isinstance(teacher, nn.Module):
-            return cls(route=[teacher])
-        return teacher if teacher is not None else cls()
+            teacher = [teacher]
+        if teacher is None or isinstance(teacher, cls):
+            return teacher or cls()
+        return cls(route=teacher)
 
     def __bool__(self):
         return bool(self.sources)
@@ -167,7 +169,12 @@ class Knowledge(nn.Module):
         return [self]
 
     def __add__(self, other):
+        if not isinstance(other, Knowledge):
+            raise Problem(f"{type(self).__name__}() + {type(other).__name__}: only knowledge adds; a curriculum multiplies it: RCO() * (KD() + SRM())")
         return Sum(self.parts() + other.parts())
+
+    def __mul__(self, other):
+        raise Problem(f"{type(self).__name__}() * {type(other).__name__}: the curriculum comes first, RCO() * KD()")
 
 
 class Labels(Knowledge):
@@ -247,7 +254,12 @@ class Curriculum:
         """
         raise NotImplementedError
 
+    def __add__(self, other):
+        raise Problem(f"{type(self).__name__}() + {type(other).__name__}: a curriculum multiplies knowledge, such as RCO() * KD()")
+
     def __mul__(self, knowledge):
+        if not isinstance(knowledge, Knowledge):
+            raise Problem(f"{type(self).__name__}() * {type(knowledge).__name__}: a curriculum multiplies knowledge, such as KD()")
         return Method(self, knowledge)
 
 
@@ -280,7 +292,12 @@ def teacher_epochs(route):
 def state_at(route, share):
     """The number of the state saved nearest to `share` of the teacher's training, the earlier one on a tie."""
     epochs = teacher_epochs(route)
-    return min(range(len(epochs)), key=lambda i: (abs(epochs[i] - share * epochs[-1]), i))
+    return state_at_epoch(epochs, share * epochs[-1])
+
+
+def state_at_epoch(epochs, wanted):
+    """The number of the state saved nearest to epoch `wanted`, the earlier one on a tie. epochs: of each saved state."""
+    return min(range(len(epochs)), key=lambda i: (abs(epochs[i] - wanted), i))
 
 
 def split_epochs(epochs, shares, name):
@@ -303,7 +320,12 @@ class Method:
     @classmethod
     def of(cls, method):
         """Knowledge alone is taught by the converged teacher."""
-        return method if isinstance(method, cls) else cls(Fixed(), method)
+        return method if isinstance(method, cls) else Fixed() * method
+
+    def __add__(self, other):
+        raise Problem("a method is complete; put brackets around the sum: RCO() * (KD() + SRM())")
+
+    __mul__ = __add__
 
 
 # The names that tables and parameters use, and where each class stands in this package.
@@ -334,15 +356,17 @@ def find(name):
 def resolved(names, parameters):
     """Every parameter of the named methods, defaults included: {name: {parameter: value}}.
 
-    An unknown method or parameter raises Problem naming the nearest known one.
+    An unknown method or parameter raises Problem naming the nearest known one, and so does a value of another kind.
     """
     found = {}
     for name in names:
         arguments = list(inspect.signature(find(name).__init__).parameters.values())[1:]
         defaults = {p.name: p.default for p in arguments if p.kind is p.POSITIONAL_OR_KEYWORD}
-        for key in parameters.get(name) or {}:
+        for key, value in (parameters.get(name) or {}).items():
             if key not in defaults:
                 raise Problem(f"{name}: unknown parameter {key!r}{nearest(key, defaults)}; known: {', '.join(defaults)}")
+            if type(defaults[key]) in (bool, float):  # whole numbers have other meanings beside them, which the method knows
+                check_kind(f"{name}.{key}", value, defaults[key])
         found[name] = {**defaults, **(parameters.get(name) or {})}
     return found
 

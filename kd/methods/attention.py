@@ -33,6 +33,12 @@ def attention_distance(student_feature, teacher_feature, power=2.0):
     return (attention(student, power) - attention(teacher, power)).pow(2).mean()
 
 
+def check_attention(name, pairs):
+    """Problem when every pair of maps meets in a single position: there is nowhere else to look."""
+    if all(min(a, b) == 1 for first, second in pairs for a, b in zip(first.shape[2:], second.shape[2:], strict=True)):
+        raise Problem(f"{name}: a map of one position has no attention to pass on; tap an earlier layer")
+
+
 class AT(Knowledge):
     """weight: >= 0, of the sum over taps. power: p > 0. taps: "all", "last", "middle", or stage numbers.
 
@@ -53,6 +59,9 @@ class AT(Knowledge):
         if power <= 0:
             raise Problem(f"at.power: {power} must be above 0")
         self.weight, self.power, self.taps, self.rescale = weight, power, taps, rescale
+
+    def start(self, student, teacher, student_example, teacher_example):
+        check_attention("at", features_at(self.taps, teacher_example.features, student_example.features))
 
     def loss(self, student, teacher, labels):
         pairs = features_at(self.taps, teacher.features, student.features)

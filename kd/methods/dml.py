@@ -26,14 +26,15 @@ from torch import nn
 from kd.errors import Problem, nearest
 from kd.methods import Knowledge, Learner
 from kd.methods.kd import softened_divergence
-from kd.models import build, evaluate, run_networks
+from kd.models import Supernet, Tapped, build, evaluate, run_networks
 
 
 def fresh_copy(student, classes, name=None):
     """An untrained network: the one called `name`, else the student's architecture with other initial weights."""
-    channels = next(m.in_channels for m in student.modules() if isinstance(m, nn.Conv2d))
-    name = name or getattr(student, "name", None)
+    if not isinstance(student, (Tapped, Supernet)):  # these pass on the name of what they hold
+        name = name or getattr(student, "name", None)
     if name:
+        channels = next(m.in_channels for m in student.modules() if isinstance(m, nn.Conv2d))
         return build(name, classes, channels)
     network = copy.deepcopy(student)
     for module in network.modules():
@@ -61,10 +62,16 @@ class DML(Knowledge):
             raise Problem(f"dml.update: {update!r} must be {' or '.join(kinds)}{nearest(update, kinds)}")
         self.weight, self.update, self.peer_name = weight, update, peer
         self.peer = self.seen = None
+        self.of = ()  # the student that the peer learns with; in a tuple, so that it is no submodule
 
     def start(self, student, teacher, student_example, teacher_example):
-        if self.peer is None:  # another teacher's shapes are no reason to forget what the peer has learnt
+        if not self.knows(student):  # another teacher's shapes are no reason to forget what the peer has learnt
+            self.of = (student,)
             self.peer = fresh_copy(student, student_example.logits.shape[1], self.peer_name)
+
+    def knows(self, student):
+        """Whether the peer has begun to learn beside this student."""
+        return bool(self.of) and self.of[0] is student
 
     def prepare(self, student, teacher, data, recipe, lesson):
         self.precision = recipe.precision

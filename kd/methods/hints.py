@@ -10,7 +10,8 @@ Readings and deviations, all of them:
   1x1 convolution, batch norm and ReLU. So HobbitLong/RepDistiller (train_student.py, models/util.py ConvReg).
 * stage="initial": hints alone train the student first, then the lessons go on without them: the paper's two stages.
   viebboy/SRM (cifar100/code) does so with a plain 1x1 convolution at three taps, Adam, and 160 epochs before 200 of KD:
-  FitNet(stage="initial", taps="all", regressor="plain", optimizer="adam").
+  FitNet(stage="initial", taps=(0, 1, -1), regressor="plain", weight=1.0, optimizer="adam"); that code's new Adam at each fall of
+  the learning rate is not offered.
 * Where maps differ in size the larger is average-pooled to the smaller. RepDistiller changes the regressor's kernel and
   stride instead; for maps of one size both are the same.
 * The mean runs over every entry (torch's mse_loss), so the weight does not depend on the map's size. Taps are summed.
@@ -32,6 +33,9 @@ def features_at(taps, teacher_features, student_features):
     "middle" is stage (n - 1) // 2 of each network's own n stages, "last" its own last. "all" needs as many stages in both, and
     numbers must exist in both; else Problem.
     """
+    if not teacher_features or not student_features:
+        who = "student" if teacher_features else "teacher"
+        raise Problem(f"the {who} gives no feature maps; name layers to take them from: kd.Tapped(network, layers)")
     if taps == "last":
         return [(teacher_features[-1], student_features[-1])]
     if taps == "middle":
@@ -51,6 +55,12 @@ def check_taps(taps, name):
     if not words and not numbers:
         hint = nearest(taps, PLACES) if isinstance(taps, str) else ""
         raise Problem(f"{name}.taps: {taps!r} must be last, middle, all, or a list of stage numbers{hint}")
+
+
+def check_head(student, name):
+    """Problem unless the student has a `.head`, which alone learns in a linear probe."""
+    if not hasattr(student, "head"):
+        raise Problem(f"{name}: {type(student).__name__} has no .head to train; give it one, or wrap it in kd.Tapped")
 
 
 def same_size(first, second):
@@ -76,7 +86,7 @@ class FitNet(Knowledge):
     """weight: >= 0, of the hints. taps: "middle", "last", "all", or stage numbers. kernel: 1 or 3, the regressor's.
 
     regressor: "normed" (batch norm and ReLU behind the convolution) or "plain". stage: "joint" or "initial".
-    For stage="initial" only: warm_up, the hint stage as a share > 0 of the epochs; within_budget takes it out of them;
+    For stage="initial" only: warm_up, the hint stage as a share > 0 of the lessons' epochs; within_budget takes it out of the run's;
     optimizer "recipe" (the run's own) or "adam" (rate 1e-3, falling tenfold at 30/160 and 130/160, weight decay 1e-4);
     probe: afterwards only student.head learns.
     """
@@ -118,13 +128,18 @@ class FitNet(Knowledge):
         return self.stage == "joint"
 
     def start(self, student, teacher, student_example, teacher_example):
+        if self.probe:
+            check_head(student, "fitnet.probe")
         pairs = features_at(self.taps, teacher_example.features, student_example.features)
         self.regressors = nn.ModuleList(
             build_regressor(s.shape[1], t.shape[1], self.kernel, self.kind) for t, s in pairs
         )
 
     def warm_up(self, epochs):
-        spent = max(1, round(self.share * epochs)) if self.stage == "initial" else 0
+        if self.stage == "joint":
+            return 0, 0
+        lessons = epochs / (1 + self.share) if self.within_budget else epochs
+        spent = max(1, round(self.share * lessons))
         return spent, spent if self.within_budget else 0
 
     def hints(self, student, teacher):

@@ -25,6 +25,8 @@ Readings and deviations, all of them:
   of either part against that of the teacher's whole map ("l2" is the root of AT's own distance). The paper applies IE to such
   methods, its code does not show how.
 * Where maps differ in size what is compared is average-pooled to the smaller size. The repository's pairs have one size.
+* Not offered: the repository's RBF kernel for CKA, its DDT loss, other powers p, and weights that fall from epoch to epoch (its
+  configs keep them constant). A reading note prints the reconstruction as squared L2; the code, and we, have L1.
 * The unused decoders of the student's parts, which the repository builds and never trains, are left out.
 * The auto-encoder trains again before each lesson of a curriculum, from where it stood, at the recipe's initial rate.
 * IE-DML is in no public code. Our reading: DML, and either network is split; its first part inherits from the peer's factor,
@@ -40,6 +42,7 @@ from torch import nn
 
 from kd.errors import Problem, nearest
 from kd.methods import Knowledge, freeze
+from kd.methods.attention import check_attention
 from kd.methods.dml import DML
 from kd.methods.factor import (
     AutoEncoder,
@@ -108,11 +111,13 @@ def both_terms(parts, target, kind, carry, rescale):
 
 
 def split_channels(channels, share, split):
-    """(inheriting, exploring) channel numbers, int64; Problem when either part would be empty."""
+    """(inheriting, exploring) channel numbers, int64; a random split follows the seed. Problem when either part would be empty."""
     count = round(share * channels)
     if not 0 < count < channels:
         raise Problem(f"iekd.share: {share} of {channels} channels leaves a part empty; choose a share between 0 and 1")
-    order = torch.randperm(channels) if split == "random" else torch.arange(channels)
+    # its own generator, so that every lesson draws alike, however many weights were drawn before
+    seeded = torch.Generator().manual_seed(torch.initial_seed())
+    order = torch.randperm(channels, generator=seeded) if split == "random" else torch.arange(channels)
     return order[:count].sort().values, order[count:].sort().values
 
 
@@ -213,6 +218,8 @@ class IEKD(Knowledge):
 
     def start(self, student, teacher, student_example, teacher_example):
         pairs = features_at(self.taps, teacher_example.features, student_example.features)
+        if self.carry == "attention":
+            check_attention("iekd", pairs)
         shapes = [(s.shape[1], t.shape[1], count_factors(self.factor_channels, t.shape[1])) for t, s in pairs]
         self.halves = nn.ModuleList(Halves(*shape, self.share, self.split, self.carry) for shape in shapes)
         wanted = shapes if self.carry == "factors" else []
@@ -252,11 +259,12 @@ def compare_halves(halves, student, other, data, taps="last"):
     images = next(iter(data.chunks("test", COMPARED))).images
     output = student.eval()(images)
     theirs, mine = features_at(taps, other.eval()(images).features, output.features)[-1]
-    found = {}
+    found, head = {}, getattr(student, "head", None)
+    reads_it = mine is output.features[-1] and isinstance(head, nn.Linear) and head.in_features == mine.shape[1]
     for name in ("inherit", "explore"):
         channels = getattr(halves, name)
         found[f"cka_{name}"] = float(linear_cka(mine[:, channels], theirs))
-        if mine is output.features[-1] and student.head.in_features == mine.shape[1]:
+        if reads_it:
             found[f"without_{name}"] = evaluate(silenced(student, channels), data)
     return found
 
@@ -291,8 +299,10 @@ class IEDML(DML):
         self.rescale, self.split_networks = rescale, split_networks
 
     def start(self, student, teacher, student_example, teacher_example):
-        if self.peer is not None:
+        if self.knows(student):
             return
+        if self.carry == "attention":
+            check_attention("iedml", [(student_example.features[-1],) * 2])
         super().start(student, teacher, student_example, teacher_example)
         mine = theirs = student_example.features[-1].shape[1]
         if self.peer_name:

@@ -26,7 +26,7 @@ class KD(Knowledge):
     """temperature T > 0; alpha in [0, 1], the teacher's share.
 
     Defaults T = 4, alpha = 0.9 as RepDistiller's KD row (scripts/run_cifar_distill.sh). label_weight overrides 1 - alpha:
-    `KD(alpha=1, label_weight=1)` is RCO's H_S + lambda KL with lambda = 1.
+    `KD(alpha=1, temperature=1, label_weight=1)` is RCO's H_S + lambda KL with lambda = 1.
     """
 
     def __init__(self, temperature=4.0, alpha=0.9, label_weight=None):
@@ -37,6 +37,11 @@ class KD(Knowledge):
             raise Problem(f"kd.alpha: {alpha} must lie between 0 and 1 (or give label_weight as well)")
         self.temperature, self.alpha = temperature, alpha
         self.label_weight = 1 - alpha if label_weight is None else label_weight
+
+    def start(self, student, teacher, student_example, teacher_example):
+        mine, theirs = student_example.logits.shape[1], teacher_example.logits.shape[1]
+        if mine != theirs:
+            raise Problem(f"kd: the teacher tells {theirs} classes apart and the student {mine}; logits need the same classes in both")
 
     def loss(self, student, teacher, labels):
         return {"logits": self.alpha * softened_divergence(student.logits, teacher.logits, self.temperature)}

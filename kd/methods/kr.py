@@ -44,7 +44,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from kd.errors import Problem, nearest
-from kd.methods import Knowledge, matched
+from kd.methods import Knowledge
+from kd.methods.hints import check_taps, features_at
 from kd.models import Supernet, Tapped
 from kd.models.supernet import NormPerWidth
 
@@ -146,7 +147,8 @@ class KR(Knowledge):
     """Knowledge representing, our reading. `KR() + KD()` adds posterior to prior knowledge, as the abstract suggests.
 
     weight: > 0, of this loss beside the labels' 1. temperature: T > 0. keep: in (0, 1], see recoding. penalty: >= 0,
-    used by recoding l1 alone. taps: stage numbers. The choices are explained above; other values raise Problem.
+    used by recoding l1 alone. taps: "last", "middle", "all", stage numbers, or None. The choices are explained above; other values
+    raise Problem.
     """
 
     def __init__(
@@ -180,15 +182,19 @@ class KR(Knowledge):
             ("temperature", temperature, temperature > 0),
             ("keep", keep, 0 < keep <= 1),
             ("penalty", penalty, penalty >= 0),
-            ("taps", taps, taps is None or len(taps) > 0),
         ):
             if not fine:
                 raise Problem(f"kr.{name}: {value} is out of range; see KR in kd/methods/kr.py")
+        if taps is not None:
+            check_taps(taps, "kr")
         self.weight, self.keep, self.temperature, self.penalty, self.taps = weight, keep, temperature, penalty, taps
         self.regressors, self.networks = nn.ModuleList(), ()
 
     def start(self, student, teacher, student_example, teacher_example):
         pairs = self.pairs(student_example, teacher_example)
+        least = [min(t.shape[1], s.shape[1]) if self.mapping != "learned" else t.shape[1] for t, s in pairs]
+        if min(least) < 2:
+            raise Problem("kr.taps: a stage leaves a single coordinate, and a distribution over one says nothing; take other stages")
         self.networks = (student, teacher)  # in a tuple, so that they do not become submodules
         if self.statistic == "activations" and self.mapping == "learned":
             self.regressors = nn.ModuleList(nn.Conv2d(s.shape[1], t.shape[1], 1) for t, s in pairs)
@@ -198,8 +204,11 @@ class KR(Knowledge):
         return iter(())
 
     def pairs(self, student, teacher):
-        count = min(len(student.features), len(teacher.features))
-        return matched(teacher.features, student.features, self.taps or range(-count, 0))
+        return self.chosen(teacher.features, student.features)
+
+    def chosen(self, theirs, mine):
+        """[(teacher's, student's), ...] of the taps; without any of as many of the deepest stages as both have."""
+        return features_at(self.taps or range(-min(len(theirs), len(mine)), 0), theirs, mine)
 
     def codes(self, student, teacher):
         """[(student code, teacher code)] of each group, both (M, G): what the cross-entropy compares."""
@@ -222,8 +231,8 @@ class KR(Knowledge):
 
     def weight_codes(self, student, teacher):
         mine, theirs = (norm_scales(network) for network in self.networks)
-        count, found = min(len(mine), len(theirs)), []
-        for pair in matched(theirs, mine, self.taps or range(-count, 0)):
+        found = []
+        for pair in self.chosen(theirs, mine):
             chosen = [scales if self.aggregation == "group" else scales[-1:] for scales in pair]
             size = min(len(scale) for scales in chosen for scale in scales)
             codes = [torch.stack([fewer(s, size, "sorted") for s in scales]).mean(0)[None] for scales in chosen]

@@ -7,7 +7,7 @@ narrowest sub-teacher to the whole one, with a cyclic learning rate, by any exis
     for i = 1..n:   start the learning rate's cycle anew; learn from sub-network w_i;  keep the weights
     PWKD() * KD(),  PWKD() * FitNet(),  PWKD() * (KD() + AT())
 
-What is established is the paragraph above. Ours, because nothing more is public; other readings are options:
+What is established is the paragraph above. Ours, because nothing more is public; some other readings are options:
  * Widths: those of the supernet, 0.25, 0.5, 0.75, 1 by default (supernet.widths in params.yaml); `stages` takes fewer of them.
  * A batch norm a width, and leading slices of the weights, as in slimmable networks (kd/models/supernet.py).
  * Joint training: cross-entropy at every width; option distil_in_place (kd/teachers.py). The jointly trained whole network is

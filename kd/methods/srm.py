@@ -32,6 +32,7 @@ Unlike it, each with a parameter that does as the code:
     training loss (stage 1), validation loss (2) and validation accuracy (3). Here it goes on with its last state.
 Unlike it:
   - Batches are as large as the lesson's (the code: 512, 384 and 128 for stages 1, 2 and 3).
+  - A lesson has one optimizer; the code makes a new one at each fall of the learning rate in stage 3 too.
   - Maps of different sizes are averaged down to the smaller size; in the code sizes always agree.
   - Lengths are shares of the lessons' epochs: the code's 100, 160 and 200 epochs make the defaults 0.5 and 0.8.
 """
@@ -46,7 +47,7 @@ from torch import nn
 
 from kd.errors import Problem, nearest
 from kd.methods import Knowledge, Learner, Phase
-from kd.methods.hints import check_taps, features_at, same_size
+from kd.methods.hints import check_head, check_taps, features_at, same_size
 from kd.models import run_networks
 
 TARGETS = ("both", "pixel", "image")
@@ -133,7 +134,8 @@ class SRM(Knowledge):
 
     taps: "all", "middle", "last" or stage numbers. warm_up: student epochs of stage 2, and codebook_epochs:
     epochs of stage 1, both as shares of the lessons' epochs. within_budget: stage 2 is taken out of the student's epochs instead
-    of coming on top. every_lesson: stages 1 and 2 come before every lesson of a curriculum, not the first alone.
+    of coming on top. every_lesson: stages 1 and 2 come before every lesson of a curriculum, not the first alone; codebooks go on from
+    where they stood.
     """
 
     def __init__(
@@ -178,6 +180,8 @@ class SRM(Knowledge):
             raise Problem(f"srm.target: unknown {target!r}{nearest(target, TARGETS)}; known: {', '.join(TARGETS)}")
         if freeze_statistics and not probe:
             raise Problem("srm.freeze_statistics holds the statistics while only the head learns; it needs probe: true")
+        if drift and every_lesson:
+            raise Problem("srm.drift: the statistics that drift are those of the first lesson's teacher; choose it or every_lesson")
         if within_budget and every_lesson:
             raise Problem(
                 "srm.within_budget: how often every_lesson warms up is not known beforehand; choose one of the two"
@@ -209,7 +213,7 @@ class SRM(Knowledge):
         pairs = self.maps(teacher_example, student_example)
         sizes = [self.size(theirs.shape[1]) for theirs, _ in pairs]
         self.atoms = [atoms for _, atoms in sizes]
-        taps = range(len(pairs) - self.pooled) if isinstance(self.taps, str) else self.taps
+        taps = range(len(pairs) - self.pooled) if self.taps == "all" else [self.taps] if isinstance(self.taps, str) else self.taps
         self.names = [str(tap) for tap in taps] + ["pooled"] * self.pooled
         books = [
             (Codebook(t.shape[1], k), Codebook(s.shape[1], k)) for (t, s), (k, _) in zip(pairs, sizes, strict=True)
@@ -219,10 +223,8 @@ class SRM(Knowledge):
             self.statistics = nn.Module()  # part of the state that is saved; a dot is not allowed in a buffer's name
             for name, buffer in teacher.named_buffers():
                 self.statistics.register_buffer(name.replace(".", ":"), buffer.clone())
-        if self.probe and not hasattr(student, "head"):
-            raise Problem(
-                f"srm.probe: {type(student).__name__} has no .head to train; give it one, or wrap it in kd.Tapped"
-            )
+        if self.probe:
+            check_head(student, "srm.probe")
         self.held = [HeldStatistics(student)] if self.hold else []
 
     def maps(self, teacher, student):

@@ -96,9 +96,15 @@ def probe(network, image_shape):
 
 
 def run_networks(network, images, precision):
-    """Forward in the recipe's precision; logits and features come back in fp32, so that every loss is computed in fp32."""
+    """Forward in the recipe's precision; logits and features come back in fp32, so that every loss is computed in fp32.
+
+    Raises Problem for a network that gives anything but an Output.
+    """
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
         output = network(images)
+    if not isinstance(output, Output):
+        gives = f"{name_of(network)} gives {type(output).__name__}"
+        raise Problem(f"{gives}, not logits with feature maps; wrap it: kd.Tapped(network, layers)")
     if precision == "fp32":
         return output
     return Output(output.logits.float(), tuple(f.float() for f in output.features))

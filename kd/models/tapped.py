@@ -46,7 +46,7 @@ class Tapped(nn.Module):
     module: any nn.Module whose forward(images) gives logits (N, classes) or an Output. layers: names as in
     `module.named_modules()`, e.g. ["layer1", "layer2"] for a torchvision ResNet; each must give a tensor (N,
     C, H, W). Of a layer used several times in one forward pass the last output counts. The weights'
-    state_dict keys start with "module."; `head` is the last nn.Linear. A deep copy is independent.
+    state_dict keys start with "module."; `head` is the last nn.Linear, where there is one. A deep copy is independent.
     Raises Problem for an unknown layer at once, and on first use for an output that is no feature map, is
     overwritten in place, or never appears, or for a module that gives no logits.
     """
@@ -71,7 +71,7 @@ class Tapped(nn.Module):
     def head(self):
         linears = [module for module in self.module.modules() if isinstance(module, nn.Linear)]
         if not linears:
-            raise Problem(f"{self.name} has no nn.Linear to be its head")
+            raise AttributeError("head")  # as of any network that has none, so that hasattr says so
         return linears[-1]
 
     def forward(self, images):
