@@ -268,18 +268,10 @@ def test_a_probe_trains_the_head_alone(teacher):
 
 
 def test_a_probe_needs_a_head_before_anything_is_trained(teacher):
-    class Headless(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network = tiny.network()
-
-        def forward(self, images):
-            return self.network(images)
-
-    student = Headless()
+    student = tiny.Headless()
     with pytest.raises(Problem, match=r"fitnet\.probe: Headless has no \.head"):
         distill(student, FitNet(stage="initial", probe=True), teacher, tiny.data(), tiny.RECIPE)
-    assert not tiny.changed(student, tiny.snapshot(Headless()))
+    assert not tiny.changed(student, tiny.snapshot(tiny.Headless()))
 
 
 def test_factors_are_trained_in_two_phases(teacher):

@@ -273,15 +273,7 @@ def test_the_parts_are_compared_on_test_images(teacher):
 
 
 def test_a_student_without_a_head_is_compared_and_not_silenced(teacher):
-    class Headless(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network = tiny.network()
-
-        def forward(self, images):
-            return self.network(images)
-
-    result = distill(Headless(), IEKD(), teacher, tiny.data(), tiny.RECIPE.but(epochs=1))
+    result = distill(tiny.Headless(), IEKD(), teacher, tiny.data(), tiny.RECIPE.but(epochs=1))
     assert set(result.measured) == {"cka_inherit", "cka_explore"}
 
 

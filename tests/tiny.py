@@ -31,6 +31,17 @@ def network(name="cnn3x4", seed=0):
     return build(name, 3, 1)
 
 
+class Headless(torch.nn.Module):
+    """The same network inside a module that has no `.head`."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = network()
+
+    def forward(self, images):
+        return self.network(images)
+
+
 def teacher(seed=5, name="cnn3x8"):
     trained = network(name, seed)
     train(trained, data(), RECIPE)
