@@ -2,10 +2,12 @@
 
 import re
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,6 +33,13 @@ def test_every_package_is_pinned_without_an_address():
     assert "://" not in (ROOT / "requirements.txt").read_text()
     found = pins(requirements())
     assert str(found["torch"].specifier) == "==2.12.1" and str(found["torchvision"].specifier) == "==0.27.1"
+
+
+def test_every_pin_admits_the_first_release_of_each_python():
+    for name in pins(requirements()):
+        wanted = SpecifierSet(metadata.metadata(name).get("Requires-Python") or "")
+        for python in ("3.11.0", "3.12.0"):
+            assert wanted.contains(python), f"{name} wants Python {wanted}, and make admits {python}"
 
 
 def test_pins_lie_within_the_ranges():
