@@ -6,11 +6,11 @@ from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
-from kd.data import Data
 from kd.errors import Problem
 from kd.methods import CURRICULA, KNOWLEDGE, make
 from kd.models import Supernet, build, complexity
 from kd.records import grid_of, method_name, read_records
+from kd.stream import open_stream
 from kd.study import (
     MACHINE,
     ROOT,
@@ -31,7 +31,6 @@ KNOWN_DATA = {
     "digits": (1257, (1, 8, 8), 10),
     "cifar10": (50_000, (3, 32, 32), 10),
     "cifar100": (50_000, (3, 32, 32), 100),
-    "imagenet": (1_281_167, (3, 224, 224), 1000),
 }
 # airbench's plain baseline: 32.3 PFLOP in 7 minutes on an A100 (KellerJordan/cifar10-airbench, README.md)
 SUSTAINED = 32.3e15 / (7 * 60)
@@ -58,15 +57,10 @@ class Planned(Study):
 def data_facts(params):
     """(training images, image shape, classes) of the data in params.yaml, or None when nobody can know yet."""
     name, profile, held_out = params["data"]["name"], params["profile"], params["data"].get("validation") or 0
-    known = KNOWN_DATA.get(name) or (KNOWN_DATA.get(profile) if name == "imagefolder" else None)
-    if known:
-        images = min(known[0] - held_out, (params["data"].get("images_per_class") or known[0]) * known[2])
-        shape = known[1]
-        if name == "imagefolder" and params["data"].get("size"):
-            shape = (3, params["data"]["size"], params["data"]["size"])
-        return images, shape, known[2]
+    if known := KNOWN_DATA.get(name):
+        return min(known[0] - held_out, (params["data"].get("images_per_class") or known[0]) * known[2]), *known[1:]
     if images_path(profile).exists():
-        data = Data.open(images_path(profile))
+        data = open_stream(images_path(profile))  # looks at the file without reading its images
         return len(data.labels["train"]), data.image_shape, len(data.classes)
     return None
 

@@ -273,7 +273,8 @@ def against_controls(further):
         for line in further.to_dict("records")
     ]
     head = [*["pair"] * several, "row", "against its control", "paired difference", "seeds", "verdict"]
-    return f"{grid_of(head, rows)}\n\nA control lacks what its row is to be judged by, and that alone; verdicts after Holm's correction for these {len(rows)}."
+    corrected = f"; verdicts after Holm's correction for these {len(rows)}" if len(rows) > 1 else ""
+    return f"{grid_of(head, rows)}\n\nA control lacks what its row is to be judged by, and that alone{corrected}."
 
 
 def not_run_here(lines, table):
