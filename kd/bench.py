@@ -15,6 +15,7 @@ the others (kd/graphs.py); it is not yet measured.
 import contextlib
 import copy
 import csv
+import ctypes
 import io
 import os
 import pickle
@@ -105,6 +106,13 @@ def channels_first(images):
 # RepDistiller's loop ------------------------------------------------------------------------------------------------
 
 
+def as_by_itself():
+    """Set what kd.distill.keep_memory set to what glibc comes to by itself: another's loop must not gain from ours."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(-1, 64 << 20)  # M_TRIM_THRESHOLD: twice the largest M_MMAP_THRESHOLD
+
+
 class Peer:
     """RepDistiller's train_distill with its own networks, transforms, data set class and loader, from a checkout at `path`.
 
@@ -156,6 +164,7 @@ class Peer:
         options = Namespace(distill="kd", gamma=0.1, alpha=0.9, beta=0.0, print_freq=100)
 
         def run():
+            as_by_itself()
             span = []
 
             def batches():
