@@ -107,7 +107,8 @@ def channels_first(images):
 
 
 def as_by_itself():
-    """Set what kd.distill.keep_memory set to what glibc comes to by itself: another's loop must not gain from ours."""
+    """Give another's loop the trim limit that glibc comes to by itself, in place of kd.distill.keep_memory's. It is not all that
+    loop has without ours: the raised M_MMAP_THRESHOLD stays, from which it still gains, so that the ratio is a cautious one."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
         mallopt(-1, 64 << 20)  # M_TRIM_THRESHOLD: twice the largest M_MMAP_THRESHOLD

@@ -19,8 +19,12 @@ def nearest(name, known):
 def check_kind(name, value, default):
     """Problem unless `value` is of the kind of `default`: true or false, a whole number, a finite number, or a text; other kinds pass."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
-    kinds = {bool: ("true or false", isinstance(value, bool)), int: ("a whole number", type(value) is int), float: ("a number", number)}
-    kinds[str] = "a text", isinstance(value, str)
+    kinds = {
+        bool: ("true or false", isinstance(value, bool)),
+        int: ("a whole number", type(value) is int),
+        float: ("a number", number),
+        str: ("a text", isinstance(value, str)),
+    }
     words, fine = kinds.get(type(default), ("", True))
     if not fine:
         raise Problem(f"{name}: {value!r} must be {words}")

@@ -5,6 +5,7 @@ The cell has lines `name: type = default  # unit; reason`. Whatever does not fit
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 from kd.errors import Problem, check_kind, nearest
@@ -142,6 +143,12 @@ def load_parameters(file):
     return found or {}
 
 
+@cache
+def outline():
+    """The default profile, after whose sections every study's are checked; read once."""
+    return load_parameters(str(Path(__file__).resolve().parent.parent / "profiles" / "digits.yaml"))
+
+
 def check_study(values, name):
     """The parameters of a study, from params.yaml, if its outline is right; else Problem, naming what is not.
 
@@ -162,10 +169,9 @@ def check_study(values, name):
         if lacking := [key for key in names if key not in given]:
             raise Problem(f"{name} lacks {where}{lacking[0]}; `python -m kd use PROFILE` writes it whole")
 
-    pattern = load_parameters(str(ROOT / "profiles" / "digits.yaml"))
-    same(values, list(pattern), "")
+    same(values, list(outline()), "")
     for section in ("teacher", "supernet"):
-        same(values[section], list(pattern[section]), f"{section}.")
+        same(values[section], list(outline()[section]), f"{section}.")
     for key in ("seeds", "grid_seeds"):
         check_kind(f"{name}: {key}", values[key], 1)
         if values[key] < 1:

@@ -144,7 +144,7 @@ def summary(runs, table):
 
 
 def controls(runs, table):
-    """The table's rows against their own controls (a row's `control`: the rows that differ from it in one thing alone).
+    """The table's rows against their own controls (a row's `control`: rows that lack what it is to be judged by, and that alone).
 
     A line a pair, row and control: pair, row, control, mean, interval, pairs, p, p_holm, verdict; one family of comparisons.
     """
@@ -212,7 +212,8 @@ class Notes:
 def markdown(lines, table, shown=True, further=None):
     """A summary as a Markdown section: title, caption, table, and below it what the numbers are and where they come from.
 
-    further: the table's `controls`, or None. shown: False where the table has no run of its own: then a sentence says so, and the reported figures follow if there are any.
+    further: the table's `controls`, or None. shown: False where the table has no run of its own: then a sentence says so, and the
+    reported figures follow if there are any.
     """
     body = markdown_body(lines, table, further) if shown and lines["n"].any() else not_run_here(lines, table)
     parts = [f"### {table['title']}", table.get("caption", "").strip(), body]
