@@ -17,16 +17,19 @@ test: setup
 
 lint: setup
 	@$(BIN)/ruff check .
+	@$(BIN)/lint-imports
 	@$(BIN)/python -m kd lint
 
 bench: setup
-	@$(BIN)/python -m kd bench
+	@$(BIN)/python benchmarks/step.py
 
 setup: $(BIN)/.installed
 
-$(BIN)/.installed: requirements.txt
+# the package itself too, editable: Jupyter and editors start a notebook's kernel in notebooks/, where Python would not find it
+$(BIN)/.installed: requirements.txt pyproject.toml
 	@test -x $(BIN)/python || { $(PYTHON) -c '$(SUPPORTED)' && $(PYTHON) -m venv $(VENV); } && $(BIN)/python -c '$(SUPPORTED)' \
 		|| { echo "Python 3.11 or 3.12 is needed: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	@echo "Installing the pinned packages into $(VENV) (a few minutes, once) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

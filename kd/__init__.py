@@ -14,13 +14,9 @@ Names are looked up when they are first used, so that `import kd` loads torch an
 
 from importlib import import_module
 
-from kd.distill import distill  # noqa: F401 - at once, lest `kd.distill` be the module
-
 WHERE = {
     "kd.data": ("Data", "load_data"),
-    "kd.distill": ("Checkpoint", "train"),
-    "kd.errors": ("Problem",),
-    "kd.figures": ("figures",),
+    "kd.errors": ("ConfigError",),
     "kd.methods": ("Curriculum", "Fixed", "Knowledge", "Labels", "Lesson", "Method", "Phase", "Teachers", "make"),
     "kd.methods.attention": ("AT",),
     "kd.methods.dml": ("DML",),
@@ -33,12 +29,15 @@ WHERE = {
     "kd.methods.rco": ("RCO",),
     "kd.methods.srm": ("SRM",),
     "kd.models": ("Output", "Supernet", "Tapped", "build", "complexity", "evaluate", "feature_shapes"),
+    "kd.pipeline.source": ("show_source",),
     "kd.recipe": ("Recipe",),
-    "kd.source": ("show_source",),
-    "kd.study": ("Study", "load_table"),
-    "kd.teachers": ("Route", "Widths", "train_route", "train_supernet"),
+    "kd.report": ("figures",),
+    "kd.study.study": ("Study",),
+    "kd.study.tables": ("load_table",),
+    "kd.teachers": ("Route", "SubNetworks", "train_route", "train_supernet"),
+    "kd.training": ("Checkpoint", "distill", "train"),
 }
-__all__ = sorted(["distill", *(name for names in WHERE.values() for name in names)])
+__all__ = sorted(name for names in WHERE.values() for name in names)
 _MODULE_OF = {name: module for module, names in WHERE.items() for name in names}
 
 
@@ -46,7 +45,7 @@ def __getattr__(name):
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'kd' has no attribute {name!r}")
     module = import_module(_MODULE_OF[name])
-    return module if name == "figures" else getattr(module, name)
+    return import_module("kd.report.figures") if name == "figures" else getattr(module, name)
 
 
 def __dir__():

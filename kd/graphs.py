@@ -1,5 +1,5 @@
-"""A training step as one CUDA graph: a small network's step is thousands of short kernels, and the host is slower in asking
-for them than the GPU in running them.
+"""A training step as one CUDA graph: a small network's step is thousands of short kernels, and the host is slower in
+asking for them than the GPU in running them.
 
     KD_GRAPHS=1 dvc repro          on a GPU; without it every kernel is asked for one by one
 
@@ -19,7 +19,7 @@ def wanted(device):
 
 
 def record(step, groups):
-    """Record what `step` asks of the GPU, without doing it. Returns a function that does it and gives the tensors of `step`.
+    """Record what `step` asks of the GPU, without doing it. Returns a function that does it, and returns step's tensors.
 
     groups: the parameter groups of the optimizers that the step uses.
     """
@@ -39,23 +39,26 @@ def record(step, groups):
 
 
 class Recorded:
-    """`step(images, labels)` -> {name: tensor}, done as it stands at first, then recorded, and from then on replayed.
+    """`step(batch, learning rate)` -> {name: tensor}, done as it stands at first, then recorded, from then on replayed.
 
-    A replay works on the memory of the recording: what differs from step to step must lie in tensors that are written to, as
-    the two buffers here are, and the learning rate in kd/distill.py. A batch of another size than the first one's, an
-    epoch's last, is done as it stands.
+    A replay works on the memory of the recording: what differs from step to step must lie in tensors that are written
+    to, as batch and learning rate do here. A batch of another size than the first one's, an epoch's last, is done as it
+    stands.
+    groups: the parameter groups of the optimizers that the step uses.
     """
 
     def __init__(self, step, groups):
         self.step, self.groups, self.shape, self.count, self.replay = step, groups, None, 0, None
+        self.learning_rate = torch.zeros((), device=groups[0]["params"][0].device)
 
-    def __call__(self, images, labels):
-        self.shape, self.count = self.shape or images.shape, self.count + 1
-        if images.shape != self.shape or self.count <= WARM_UP:
-            return self.step(images, labels)
+    def __call__(self, batch, learning_rate):
+        self.learning_rate.fill_(learning_rate)
+        self.shape, self.count = self.shape or batch.images.shape, self.count + 1
+        if batch.images.shape != self.shape or self.count <= WARM_UP:
+            return self.step(batch, self.learning_rate)
         if self.replay is None:
-            self.images, self.labels = images.clone(), labels.clone()
-            self.replay = record(lambda: self.step(self.images, self.labels), self.groups)
-        self.images.copy_(images)
-        self.labels.copy_(labels)
+            self.batch = batch._make(tensor.clone() for tensor in batch)
+            self.replay = record(lambda: self.step(self.batch, self.learning_rate), self.groups)
+        for mine, given in zip(self.batch, batch, strict=True):
+            mine.copy_(given)
         return self.replay()

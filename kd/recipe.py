@@ -1,84 +1,64 @@
 """How something is trained: optimizer, learning rate, length, precision. One flat dataclass."""
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Interval
 
-from kd.errors import Problem, check_kind, nearest
+from kd.errors import ConfigError, NonNegative, Positive, PositiveInt, Share, arguments, checked, several, validated
 
-SCHEDULES = ("step", "cosine", "triangular", "constant")
+Schedule = Literal["step", "cosine", "triangular", "constant"]
 
 
+@checked("recipe", noun="key")
 @dataclass(frozen=True)
 class Recipe:
     """A training recipe; the defaults are RepDistiller's for CIFAR-100 (README.md, train_student.py).
 
     Lengths are epochs; everything that marks a place in the schedule is a share of the run, so that a recipe keeps its
-    shape when it is shortened. A value of the wrong kind or range raises Problem.
+    shape when it is shortened. A value of the wrong kind or range, and an unknown key, raises ConfigError.
     """
 
-    epochs: int = 240  # passes over the training images
-    batch_size: int = 64  # images a step; the last, partial batch of an epoch is kept
-    optimizer: str = "sgd"  # sgd | adam
-    learning_rate: float = 0.05  # at the start of each cycle
-    momentum: float = 0.9  # SGD only
+    epochs: PositiveInt = 240  # passes over the training images
+    batch_size: PositiveInt = 64  # images a step; the last, partial batch of an epoch is kept
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: Positive = 0.05  # at the start of each cycle
+    momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9  # SGD only
     nesterov: bool = False  # SGD only
-    weight_decay: float = 5e-4  # L2, added to the gradient
-    schedule: str = "step"  # step | cosine | triangular | constant
-    milestones: tuple = (0.625, 0.75, 0.875)  # step: shares of the run (150, 180, 210 of 240) after which the rate falls
-    gamma: float = 0.1  # step: the factor at each milestone
-    cycles: int = 1  # how often the schedule starts anew within the run
-    precision: str = "fp32"  # fp32 | bf16 (autocast of the networks; losses stay in fp32)
+    weight_decay: NonNegative = 5e-4  # L2, added to the gradient
+    schedule: Schedule = "step"
+    milestones: several(Share) = (0.625, 0.75, 0.875)  # step: shares of the run after which the rate falls
+    gamma: Positive = 0.1  # step: the factor at each milestone
+    cycles: PositiveInt = 1  # how often the schedule starts anew within the run
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast of the networks; losses stay in fp32
     channels_last: bool = True  # memory layout of images and weights; rounding differs, nothing else
 
     def __post_init__(self):
-        for field in fields(self):
-            check_kind(f"recipe.{field.name}", getattr(self, field.name), field.default)
-        if not isinstance(self.milestones, (list, tuple)):
-            raise Problem(f"recipe.milestones: {self.milestones!r} must be a list of shares of the run")
-        for milestone in self.milestones:
-            check_kind("recipe.milestones", milestone, 0.5)
+        if self.nesterov and not self.momentum:
+            raise ConfigError("recipe.nesterov: needs momentum; raise recipe.momentum above 0, or take nesterov: false")
         object.__setattr__(self, "milestones", tuple(map(float, self.milestones)))
-        checks = {
-            "epochs": self.epochs >= 0,
-            "batch_size": self.batch_size >= 1,
-            "optimizer": self.optimizer in ("sgd", "adam"),
-            "learning_rate": self.learning_rate > 0,
-            "momentum": 0 <= self.momentum < 1,
-            "nesterov": self.momentum > 0 or not self.nesterov,
-            "weight_decay": self.weight_decay >= 0,
-            "schedule": self.schedule in SCHEDULES,
-            "milestones": all(0 < m <= 1 for m in self.milestones),
-            "gamma": self.gamma > 0,
-            "cycles": self.cycles >= 1,
-            "precision": self.precision in ("fp32", "bf16"),
-        }
-        for name, fine in checks.items():
-            if not fine:
-                raise Problem(f"recipe.{name}: {getattr(self, name)!r} is out of range; see Recipe in kd/recipe.py")
 
     @classmethod
     def of(cls, values):
-        """A Recipe from a mapping; an unknown key raises Problem naming the nearest known one."""
-        known = [f.name for f in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise Problem(f"recipe: unknown key {key!r}{nearest(key, known)}; known: {', '.join(known)}")
+        """A Recipe from a mapping, such as the `recipe` of a parameters file."""
+        validated(arguments(cls), values, "recipe")
         return cls(**values)
 
-    def but(self, **changes):
+    def replace(self, **changes):
         """The same recipe with some values changed."""
         return replace(self, **changes)
 
     def as_dict(self):
+        """Every key and its value, in the order above; milestones as a list."""
         return {**asdict(self), "milestones": list(self.milestones)}
 
-    def rate(self, progress):
+    def learning_rate_at(self, progress):
         """The learning rate at `progress`, the share of the run that is over, in [0, 1)."""
         place = (progress * self.cycles) % 1.0
         if self.schedule == "step":
-            # a hair of tolerance, so that epoch 3 of 4 counts as having reached the milestone 0.75
+            # tolerates rounding, so that epoch 3 of 4 counts as having reached the milestone 0.75
             factor = self.gamma ** sum(place >= m - 1e-9 for m in self.milestones)
         elif self.schedule == "cosine":
             factor = 0.5 * (1 + math.cos(math.pi * place))

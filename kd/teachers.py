@@ -1,7 +1,8 @@
-"""Teachers: a converged network, the route it took (its weights along training), or nested sub-networks of growing width.
+"""Teachers: a converged network, the route it took (its weights along training), or nested sub-networks of growing
+width.
 
-A route and a supernet are each one safetensors file that every later stage shares; the file is part of a result, so its md5
-goes into every record.
+A route and a supernet are each one safetensors file that every later stage shares; the file is part of a result, so its
+md5 goes into every record.
 """
 
 import copy
@@ -11,11 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from kd import checkpoints
-from kd.distill import Checkpoint, run_phase, train
-from kd.errors import Problem
-from kd.methods import Learner, Phase
+from kd.checkpoints import Checkpoint
+from kd.errors import ConfigError
+from kd.methods import Knowledge
 from kd.methods.kd import softened_divergence
 from kd.models import Supernet, build, evaluate, run_networks
+from kd.training import distill, train
 
 
 class Route:
@@ -40,11 +42,12 @@ class Route:
 
     def __getitem__(self, index):
         if not -len(self) <= index < len(self):
-            raise Problem(f"state {index} of the route: {self.path} has {len(self)}; save more with teacher.every or ask for fewer")
+            remedy = "save more with teacher.every or ask for fewer"
+            raise ConfigError(f"state {index} of the route: {self.path} has {len(self)}; {remedy}")
         return checkpoints.load_weights(copy.deepcopy(self.network), self.states[index], self.path).eval()
 
 
-class Widths:
+class SubNetworks:
     """The sub-networks of a supernet, narrow to whole; widths[i] is a network of its own with width i active."""
 
     def __init__(self, path, device="cpu", **expected):
@@ -63,21 +66,22 @@ class Widths:
 
     def __getitem__(self, index):
         if not -len(self) <= index < len(self):
-            raise Problem(f"width {index}: {self.path} has {len(self)} widths {self.widths}")
+            raise ConfigError(f"width {index}: {self.path} has {len(self)} widths {self.widths}")
         network = copy.deepcopy(self.network)
         network.select(index % len(self))
         return network.eval()
 
 
 def train_route(name, data, recipe, every, path, seed=0, resume=None, report=None):
-    """Train the network called `name` on the labels and save its route: the weights every `every` epochs, and the converged ones.
+    """Train the network called `name` on the labels and save its route: the weights after every `every` epochs and the
+    converged ones.
 
     data: kd.data.Data on the device to train on. path: the safetensors file to write, whole or not at all.
     resume: folder for the states reached so far; a run stopped at any instant goes on from there to the same bits.
-    Returns the kd.distill.Result. Raises Problem when `every` does not lie in 1..epochs.
+    Returns the kd.training.Result. Raises ConfigError when `every` does not lie in 1..epochs.
     """
     if not 1 <= every <= recipe.epochs:
-        raise Problem(f"teacher.every: {every} must lie between 1 and the teacher's {recipe.epochs} epochs")
+        raise ConfigError(f"teacher.every: {every} must lie between 1 and the teacher's {recipe.epochs} epochs")
     checkpoints.check_writable(path)
     about = {"network": name, "classes": len(data.classes), "channels": data.image_shape[0], "data": data.md5}
     about |= {"recipe": recipe.as_dict(), "seed": seed}
@@ -98,7 +102,9 @@ def train_route(name, data, recipe, every, path, seed=0, resume=None, report=Non
 
     checkpoint = Checkpoint(Path(resume) / "running.safetensors", **about) if resume else None
     result = train(network, data, recipe, seed, checkpoint=checkpoint, report=report, after_epoch=keep)
-    saved = [memory[e] if e in memory else checkpoints.load_state(Path(resume) / f"epoch-{e}.safetensors", **about) for e in wanted]
+    if resume:
+        memory = {e: checkpoints.load_state(Path(resume) / f"epoch-{e}.safetensors", **about) for e in wanted}
+    saved = [memory[epoch] for epoch in wanted]
     state = {
         "states": [s["weights"] for s in saved],
         "epochs": wanted,
@@ -112,20 +118,20 @@ def train_route(name, data, recipe, every, path, seed=0, resume=None, report=Non
 def joint_loss(network, distil_in_place=False, temperature=1.0, precision="fp32"):
     """The loss of nested widths trained jointly: the sum over widths of the cross-entropy with the labels.
 
-    With `distil_in_place` the narrower widths learn from the whole network's softened outputs instead (slimmable networks'
-    in-place distillation). How PWKD trains its teacher is not public beyond "jointly": our reading, after
-    JiahuiYu/slimmable_networks train.py.
+    With `distil_in_place` the narrower widths learn from the whole network's softened outputs instead (slimmable
+    networks' in-place distillation). How PWKD trains its teacher is not public beyond "jointly": our reading, after
+    JiahuiYu/slimmable_networks train.py. Returns a function (kd.data.Batch) -> {"width W": scalar tensor, nats}.
     """
 
-    def loss(images, labels):
+    def loss(batch):
         terms, whole = {}, None
         for index in reversed(range(len(network.widths))):
             network.select(index)
-            logits = run_networks(network, images, precision).logits
+            logits = run_networks(network, batch.images, precision).logits
             if whole is not None and distil_in_place:
                 value = softened_divergence(logits, whole, temperature)
             else:
-                value = F.cross_entropy(logits, labels)
+                value = F.cross_entropy(logits, batch.labels)
             whole = logits.detach() if whole is None else whole
             terms[f"width {network.widths[index]:g}"] = value
         return terms
@@ -133,39 +139,39 @@ def joint_loss(network, distil_in_place=False, temperature=1.0, precision="fp32"
     return loss
 
 
+class JointTraining(Knowledge):
+    """The labels, for all widths of a Supernet in place of its whole; see `joint_loss`."""
+
+    needs_teacher = False
+
+    def __init__(self, distil_in_place=False):
+        super().__init__()
+        self.distil_in_place = distil_in_place
+
+    def amend(self, phase, student, teacher):
+        phase.name, phase.student_epochs = "supernet", False  # the accuracy of the whole alone says little on the way
+        phase.learners[0].loss = joint_loss(student, self.distil_in_place, precision=phase.recipe.precision)
+
+
 def train_supernet(name, data, recipe, widths, path, seed=0, distil_in_place=False, resume=None, report=None):
-    """Train nested widths of the network called `name` jointly, and save them as one file. Returns each width's accuracy.
+    """Train nested widths of the network called `name` jointly, and save them as one file.
 
     widths: increasing shares of the channels, the last one 1.0. The other arguments are those of `train_route`.
+    Returns the accuracy of each width, [{"validation": %, "test": %}].
     """
     about = {"network": name, "classes": len(data.classes), "channels": data.image_shape[0], "data": data.md5}
     checkpoints.check_writable(path)
     about |= {"widths": list(widths), "recipe": recipe.as_dict(), "seed": seed, "distil_in_place": distil_in_place}
     torch.manual_seed(seed)
     network = Supernet(build(name, len(data.classes), data.image_shape[0]), widths).to(data.labels["train"].device)
-    if recipe.channels_last:
-        network.to(memory_format=torch.channels_last)
     checkpoint = Checkpoint(Path(resume) / "running.safetensors", **about) if resume else None
-    phase = Phase("supernet", [Learner([network], joint_loss(network, distil_in_place, precision=recipe.precision))], recipe)
-    saved = checkpoint.load() if checkpoint else None
-    first, states, curve = 0, None, []
-    if saved:
-        checkpoints.load_weights(network, saved["network"], checkpoint.path)
-        first, states, curve = saved["epoch"], saved["optimizers"], saved["curve"]
-
-    def over(epoch, optimizers, means):
-        curve.append({"epoch": epoch + 1, "loss": means})
-        if report:
-            report(f"supernet {epoch + 1}/{recipe.epochs}")
-        if checkpoint and checkpoint.due():
-            state = {"network": network.state_dict(), "epoch": epoch + 1, "curve": curve}
-            checkpoint.save(state | {"optimizers": [o.state_dict() for o in optimizers]})
-
-    run_phase(phase, data, seed, states, first, 0, over)
+    method = JointTraining(distil_in_place)
+    result = distill(network, method, None, data, recipe, seed, checkpoint=checkpoint, report=report)
     accuracy = []
     for index in range(len(network.widths)):
         network.select(index)
         accuracy.append({split: evaluate(network, data, split, recipe.precision) for split in ("validation", "test")})
+    curve = [{"epoch": entry["epoch"], "loss": entry["loss"]} for entry in result.curve]
     state = {"weights": network.state_dict(), "accuracy": accuracy, "curve": curve}
     checkpoints.save_state(path, state, kind="supernet", **about)
     return accuracy

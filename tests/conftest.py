@@ -3,23 +3,31 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import tiny
 import torch
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def digits():
-    """The digits, 100 of them to train on: one epoch takes a few milliseconds."""
-    from kd.data import load_data
-
-    return load_data("digits", validation=257, padding=1, flip=False, cache=None).few(10, 0)
+def data():
+    return tiny.data()
 
 
 @pytest.fixture
 def networks():
-    """(teacher, student), freshly initialised: cnn6x8 and cnn3x4 for 1x8x8 images of ten classes."""
-    from kd.models import build
+    """(teacher, student), freshly initialised, for the tiny data."""
+    return tiny.network("cnn6x8"), tiny.network()
 
-    torch.manual_seed(0)
-    return build("cnn6x8", 10, 1), build("cnn3x4", 10, 1)
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory):
+    """(folder, the first run's subprocess.CompletedProcess) of a fresh clone in which the smoke profile has run.
+
+    Tests of the xdist_group "pipeline" run in one process and so share it; each leaves it as it was.
+    """
+    from pipeline import clone, command
+
+    folder = clone(tmp_path_factory.mktemp("clone"))
+    command(folder, "kd", "use", "smoke")
+    return folder, command(folder, "kd", "repro")

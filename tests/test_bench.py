@@ -1,148 +1,138 @@
+"""The benchmark measures what it says, beside a peer as well; no time is asserted."""
+
 import csv
+import re
 import subprocess
 import sys
-from argparse import Namespace
 
 import pytest
+import tiny
 import torch
-from torch import nn
 
-from kd import bench
-from kd.distill import distill
-from kd.errors import Problem
+from benchmarks import report, step
+from kd.errors import ConfigError
 from kd.methods import make
-from kd.models import Supernet, Tapped, build
-from kd.models.base import Output
-from kd.models.folded import folded
-from kd.recipe import Recipe
+from kd.training import distill
+
+PAIR = ("resnet8", "resnet8")
+
+# what benchmarks/peer.py uses of a checkout of RepDistiller
+CHECKOUT = {
+    "models.py": "import torch\nmodel_dict = dict(resnet8=lambda num_classes: torch.nn.Linear(1, num_classes))",
+    "distiller_zoo.py": "class DistillKL:\n    def __init__(self, temperature): pass",
+    "helper/loops.py": "def train_distill(epoch, loader, *rest):\n    for batch in loader: print('no answer')",
+    "dataset/cifar100.py": """
+from torch.utils.data import DataLoader
+from torchvision.datasets import CIFAR100
+from torchvision.transforms import ToTensor
+
+def get_cifar100_dataloaders(batch_size, num_workers, is_instance):
+    return DataLoader(CIFAR100(get_data_folder(), download=True, transform=ToTensor()), batch_size), None
+""",
+}
 
 
-def lived_in(name, channels=3):
-    """A network in eval mode whose norms have statistics and scales of their own, none near the initial 0 and 1."""
-    torch.manual_seed(0)
-    network = build(name, 10, channels)
-    for norm in network.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.running_mean.uniform_(-0.5, 0.5)
-            norm.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(norm.weight, 0.7, 1.3)
-            nn.init.uniform_(norm.bias, -0.5, 0.5)
-    return network.eval().requires_grad_(False)
+@pytest.fixture
+def checkout(tmp_path):
+    for name, text in CHECKOUT.items():
+        path = tmp_path / "checkout" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "checkout"
 
 
-@pytest.mark.parametrize("name", ("resnet20", "resnet8x4", "resnet50", "vgg8", "cnn3x4", "mobilenetv2", "allcnn-0.66", "wrn-16-1"))
-def test_folding_keeps_the_function_and_the_network(name):
-    network = lived_in(name)
-    before = {key: value.clone() for key, value in network.state_dict().items()}
-    images = torch.randn(3, 3, 32, 32)
-    with torch.no_grad():
-        mine, theirs = folded(network)(images), network(images)
-    assert isinstance(mine, Output) and len(mine.features) == len(theirs.features)
-    for a, b in zip((mine.logits, *mine.features), (theirs.logits, *theirs.features), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
-    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+@pytest.fixture
+def small_product(monkeypatch):
+    monkeypatch.setitem(step.MATRIX, "cpu", 64)
 
 
-def test_folding_leaves_no_norm_in_a_resnet_and_no_gradient():
-    network = folded(lived_in("resnet20"), torch.bfloat16)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
-    assert all(p.dtype == torch.bfloat16 and not p.requires_grad for p in network.parameters())
+def test_what_was_measured_stands_in_the_report(checkout, tmp_path, small_product):
+    rows, notes = step.time_steps(2, 3, "cpu", checkout, pairs=(PAIR,))
+    assert [row["variant"] for row in rows] == [*step.VARIANTS, step.PEER]
+    assert all(0 < row["low"] <= row["ms"] <= row["high"] and row["ratio_to_peer"] > 0 for row in rows)
+    phases = step.time_phases(2, "cpu", (PAIR,))
+    assert {row["variant"] for row in phases} == set(step.VARIANTS) and all(row["ms"] > 0 for row in phases)
+    names = ("data", "teacher", "student forward", "backward", "optimizer", "evaluation")
+    assert tuple(row["phase"] for row in phases[:6]) == names
+
+    report.write(tmp_path, {"steps": rows, "phases": phases}, notes, "this machine", "the command")
+    with open(tmp_path / "benchmark.csv") as file:
+        found = [row for row in csv.DictReader(file) if row["what"] == "steps"]
+    assert [float(row["ms"]) for row in found] == [row["ms"] for row in rows]
+    text = (tmp_path / "benchmark.md").read_text()
+    assert f"| {rows[0]['ms']:.1f} | {rows[0]['low']:.1f} to {rows[0]['high']:.1f} |" in text
+    assert "medians of 3 turns of 2 steps" in text and all(note in text for note in notes)
+    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_must_not_be_folded_comes_back_untouched():
-    trains = lived_in("resnet8").train()
-    watched = Tapped(lived_in("resnet8"), ["stages.0"])
-    widths = Supernet(lived_in("resnet8"), (0.5, 1.0)).eval()
-    for network in (trains, watched, widths):
-        assert folded(network) is network
+def test_a_process_that_fails_is_named(tmp_path):
+    turns = step.Turns(step.PEER, PAIR, 1, tmp_path)
+    with pytest.raises(ConfigError, match=r"^RepDistiller: ModuleNotFoundError: No module named '\w+'$"):
+        turns.answer()
+    turns.close()
 
 
-def test_bf16_counts_the_teachers_images_once(digits, networks):
-    teacher, student = networks
-    result = distill(student, make(["kd"]), teacher, digits, Recipe(epochs=2, precision="bf16"))
-    assert result.teacher_images == 2 * len(digits.labels["train"])
+def test_a_process_that_is_killed_is_named():
+    turns = step.Turns("fp32", PAIR, 1, None)
+    turns.process.kill()
+    with pytest.raises(ConfigError, match="^fp32: its process ended with -9$"):
+        turns.turn()
+    turns.close()
 
 
-def test_watched_data_trains_alike_and_times_every_epoch(digits, networks):
+def test_a_compiler_that_takes_too_long_is_given_up():
+    turns = step.Turns(step.COMPILED, PAIR, 1, None)
+    with pytest.raises(ConfigError, match="^bf16 compiled: not ready after 0.1 s$"):
+        turns.answer(0.1)
+    turns.close()
+    assert not turns.process.is_alive()
+
+
+BAD = [(["--peer", "."], "--peer .*RepDistiller"), (["--steps", "0"], "--steps")]
+
+
+@pytest.mark.parametrize("arguments, message", BAD)
+def test_bad_input_is_one_line(arguments, message, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        step.main([*arguments, "--reports", str(tmp_path)])
+    assert stop.value.code == 2
+    captured = capsys.readouterr().err
+    assert re.search(message, captured) and captured.count("\n") == 1
+
+
+def test_timed_data_train_alike(data, networks):
     ticks = iter(range(100))
-    data = bench.watched(digits, lambda: next(ticks))
-    students = [build("cnn3x4", 10, 1) for _ in range(2)]
-    students[1].load_state_dict(students[0].state_dict())
-    for student, source in zip(students, (digits, data), strict=True):
-        distill(student, make(["kd"]), networks[0], source, Recipe(epochs=3))
-    assert data.spans == [1, 1, 1]
-    for a, b in zip(*(s.state_dict().values() for s in students), strict=True):
+    students = [tiny.network() for _ in range(2)]
+    distill(students[0], make(["kd"]), networks[0], data, tiny.RECIPE)
+    timed = step.timed(data.to("cpu"), lambda: next(ticks))
+    distill(students[1], make(["kd"]), networks[0], timed, tiny.RECIPE)
+    assert timed.spans == [1, 1, 1, 1]
+    for a, b in zip(*(student.state_dict().values() for student in students), strict=True):
         assert torch.equal(a, b)
 
 
 def test_a_methods_arithmetic_is_that_of_its_networks():
-    rows = bench.time_methods(1, 1, "cpu", ("resnet8", "resnet8"), ("labels", "kd", "dml"))
+    rows = step.time_methods(1, 1, "cpu", PAIR, ("labels", "kd", "dml"))
     found = {row["method"]: row for row in rows}
-    # of the same network: kd 1 + 3 forward passes' worth, labels 3, dml 2 networks forward and backward and 2 forward more.
+    # of the same network: kd 1 + 3 forward passes' worth, labels 3, dml 2 networks forward and backward and 2 forward
     # the backward pass is a little less than twice the forward one, as no gradient goes into the images
     assert found["kd"]["arithmetic"] == 1 and found["kd"]["relative"] == 1
     assert 0.72 < found["labels"]["arithmetic"] < 0.75
     assert 1.97 < found["dml"]["arithmetic"] < 2.03
 
 
-def test_phases_cover_the_step():
-    rows = bench.time_phases(2, "cpu", (("resnet8", "resnet8"),))
-    assert {row["phase"] for row in rows} == {"data", "teacher", "student forward", "backward", "optimizer", "evaluation"}
-    assert {row["variant"] for row in rows} == set(bench.VARIANTS) and all(row["ms"] > 0 for row in rows)
-
-
-def test_a_compiler_that_takes_too_long_is_given_up():
-    import time
-
-    with pytest.raises(TimeoutError, match="1 s"), bench.limited(1):
-        time.sleep(5)
-    with bench.limited(1):
-        pass
-    time.sleep(1.1)  # the alarm is off
-
-
-def test_the_page_holds_what_was_measured(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "PAIRS", (("resnet8", "resnet8"),))
-    monkeypatch.setattr(bench.time_pairs, "__defaults__", (None, 0, bench.PAIRS, print))
-    monkeypatch.setattr(bench.time_phases, "__defaults__", (bench.PAIRS,))
-    monkeypatch.setitem(bench.MATRIX, "cpu", 256)
-    monkeypatch.setattr(bench, "start_up", lambda: ["start-up"])
-    monkeypatch.setattr(bench, "memory", lambda: 1.0)
-    monkeypatch.setenv("KD_THREADS", "1")
-    monkeypatch.setenv("KD_DEVICE", "cpu")
-    bench.bench(Namespace(peer=None, repeats=2, steps=1, compile=0, neutrality=0, methods=False, reports=str(tmp_path)))
-    with open(tmp_path / "benchmark.csv") as file:
-        rows = list(csv.DictReader(file))
-    steps = [row for row in rows if row["what"] == "steps"]
-    assert len(steps) == len(bench.VARIANTS) and all(float(r["low"]) <= float(r["ms"]) <= float(r["high"]) for r in steps)
-    assert all(torch.__version__ in row["machine"] and "1 threads" in row["machine"] for row in rows)
-    text = (tmp_path / "benchmark.md").read_text()
-    assert f"{float(steps[0]['ms']):.1f}" in text and "python -m kd bench --steps 1 --repeats 2 --no-methods" in text
-    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_peer_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(Problem, match=r"--peer .*RepDistiller"):
-        bench.Peer(tmp_path, bench.random_data(64), 1)
+def test_every_way_of_rounding_is_compared_with_fp32():
+    rows = {row["variant"]: row for row in step.neutrality(2, "cpu", epochs=2)}
+    assert len(rows) == 4 and rows["fp32"]["difference"] == rows["fp32"]["interval"] == 0
+    assert all(10 < row["accuracy"] < 100 for row in rows.values())
 
 
 def test_cifar_size_stays_under_a_gibibyte():
-    assert 150 < bench.memory() < 1024  # the bytes of 50,000 images alone are 146 MiB
+    assert 150 < step.in_own_process(step.memory) < 1024  # the bytes of 50,000 images alone are 146 MiB
 
 
 def test_import_brings_torch_and_little_more():
-    heavy = ("torchvision", "scipy", "pandas", "sklearn", "matplotlib", "IPython", "nbformat", "torch.utils.flop_counter")
+    heavy = ("torchvision", "scipy", "pandas", "sklearn", "matplotlib", "IPython", "nbformat")
     code = f"import sys, kd; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=bench.ROOT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=step.ROOT)
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize("channels", (1, 3))
-def test_the_default_layout_is_that_of_every_layer(channels, digits):
-    data = digits if channels == 1 else bench.random_data(64, side=8)
-    network = build("cnn3x4", 10, channels)
-    for wanted in (False, True):
-        network.to(memory_format=torch.channels_last if wanted else torch.contiguous_format)
-        batch = next(bench.watched(data, lambda: 0, wanted).batches(0, 0, 8))
-        for feature in network(batch.images).features[:2]:
-            assert feature.is_contiguous(memory_format=torch.channels_last) == wanted

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd import checkpoints
-from kd.errors import Problem
+from kd.errors import ConfigError
 from kd.models import build
 
 VALUES = st.recursive(
@@ -50,27 +50,27 @@ def test_tensors_that_share_memory_are_saved_each(tmp_path):
 
 def test_bad_files_are_named(tmp_path):
     path = tmp_path / "teacher.safetensors"
-    with pytest.raises(Problem, match=r"teacher.safetensors is missing"):
+    with pytest.raises(ConfigError, match=r"teacher.safetensors is missing"):
         checkpoints.load_state(path)
     checkpoints.save_state(path, {"w": torch.ones(100)}, network="resnet20", data="d1")
-    with pytest.raises(Problem, match="of network 'resnet20', not 'resnet56'"):
+    with pytest.raises(ConfigError, match="of network 'resnet20', not 'resnet56'"):
         checkpoints.load_state(path, network="resnet56")
-    with pytest.raises(Problem, match="of data 'd1', not 'd2'"):
+    with pytest.raises(ConfigError, match="of data 'd1', not 'd2'"):
         checkpoints.load_state(path, network="resnet20", data="d2")
     whole = path.read_bytes()
     for length in (0, 4, 20, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(Problem, match="truncated or damaged|not one that kd wrote"):
+        with pytest.raises(ConfigError, match="truncated or damaged|not one that kd wrote"):
             checkpoints.load_state(path)
     from safetensors.torch import save_file
 
     save_file({"w": torch.ones(1)}, path)
-    with pytest.raises(Problem, match="not one that kd wrote"):
+    with pytest.raises(ConfigError, match="not one that kd wrote"):
         checkpoints.load_state(path)
 
 
 def test_another_networks_weights_are_refused(tmp_path):
-    with pytest.raises(Problem, match="the weights do not fit"):
+    with pytest.raises(ConfigError, match="the weights do not fit"):
         checkpoints.load_weights(build("cnn3x8", 10, 1), build("cnn3x4", 10, 1).state_dict(), "x.safetensors")
 
 
@@ -87,6 +87,6 @@ def test_too_little_disk_is_said_before_writing(tmp_path, monkeypatch):
     from collections import namedtuple
 
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: namedtuple("Usage", "total used free")(1, 1, 0))
-    with pytest.raises(Problem, match="too little disk"):
+    with pytest.raises(ConfigError, match="too little disk"):
         checkpoints.write_atomically(tmp_path / "x", "new")
     assert not list(tmp_path.iterdir())

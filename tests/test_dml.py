@@ -8,16 +8,14 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from kd.distill import distill
-from kd.errors import Problem
+from kd.errors import ConfigError
 from kd.methods import Fixed, Method, Teachers
 from kd.methods.dml import DML, fresh_copy
 from kd.methods.iekd import IEDML
 from kd.methods.kd import KD
 from kd.methods.rco import RCO
 from kd.models import Output, Tapped, build
-
-torch.set_num_threads(1)
+from kd.training import distill
 
 
 def softmax(z):
@@ -41,7 +39,7 @@ def test_the_term_is_the_divergence_from_the_other():
 @pytest.mark.parametrize("update", ["alternating", "simultaneous"])
 def test_the_updates_are_those_of_a_plain_loop(update):
     """The loop of the repository, gradients left in the other's predictions: the same weights come out."""
-    data, recipe = tiny.data(), tiny.RECIPE.but(epochs=2, channels_last=False)
+    data, recipe = tiny.data(), tiny.RECIPE.replace(epochs=2, channels_last=False)
     student, method = tiny.network(), DML(weight=0.7, update=update)
     first = copy.deepcopy(student)
     torch.manual_seed(3 + 7919)
@@ -57,7 +55,7 @@ def test_the_updates_are_those_of_a_plain_loop(update):
     for epoch in range(2):
         for step, batch in enumerate(data.batches(3, epoch, 16)):
             for optimizer in optimizers:
-                optimizer.param_groups[0]["lr"] = recipe.rate((epoch * 3 + step) / 6)
+                optimizer.param_groups[0]["lr"] = recipe.learning_rate_at((epoch * 3 + step) / 6)
             if update == "simultaneous":
                 outputs = [network(batch.images) for network in networks]
                 for optimizer in optimizers:
@@ -93,7 +91,7 @@ def test_the_two_updates_differ():
 def test_the_peer_is_another_network_of_the_same_kind():
     student = tiny.network()
     method = DML()
-    distill(student, method, None, tiny.data(), tiny.RECIPE.but(epochs=1))
+    distill(student, method, None, tiny.data(), tiny.RECIPE.replace(epochs=1))
     assert method.peer.name == "cnn3x4"
     torch.manual_seed(7919)
     start = build("cnn3x4", 3, 1)
@@ -118,14 +116,14 @@ def test_ones_own_tapped_network_has_a_peer_of_its_kind():
     layers = torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 3)
     student, method = Tapped(torch.nn.Sequential(*layers), ["1"]), DML()
     before = tiny.snapshot(student)
-    result = distill(student, method, None, tiny.data(), tiny.RECIPE.but(learning_rate=1e-30, epochs=1))
+    result = distill(student, method, None, tiny.data(), tiny.RECIPE.replace(learning_rate=1e-30, epochs=1))
     assert "peer_test" in result.measured
     assert tiny.changed(method.peer, before) == set(before)  # the same kind, other initial weights
 
 
 @pytest.mark.parametrize("kind", [DML, IEDML])
 def test_a_second_student_meets_a_peer_as_fresh_as_a_first(kind):
-    used, student, recipe = kind(), tiny.network(), tiny.RECIPE.but(epochs=2)
+    used, student, recipe = kind(), tiny.network(), tiny.RECIPE.replace(epochs=2)
     distill(tiny.network(seed=1), used, None, tiny.data(), recipe)
     distill(student, used, None, tiny.data(), recipe, seed=3)
     _, expected, knowledge = tiny.run(kind(), None, recipe)
@@ -133,7 +131,7 @@ def test_a_second_student_meets_a_peer_as_fresh_as_a_first(kind):
 
 
 def test_the_record_holds_the_peer():
-    result, _student, _knowledge = tiny.run(DML(), None, tiny.RECIPE.but(epochs=10))
+    result, _student, _knowledge = tiny.run(DML(), None, tiny.RECIPE.replace(epochs=10))
     assert set(result.measured) == {"peer_validation", "peer_test"}
     assert result.measured["peer_test"] > 60  # of three classes, a third by chance
     assert result.last["test"] > 60
@@ -198,5 +196,5 @@ def test_the_peer_keeps_what_it_learnt_when_the_teacher_changes_shape():
     ],
 )
 def test_bad_values_name_themselves(wrong, says):
-    with pytest.raises(Problem, match=says):
+    with pytest.raises(ConfigError, match=says):
         wrong()

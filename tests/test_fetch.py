@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
-from kd import fetch as module
-from kd.errors import Problem
-from kd.fetch import archive, archives, fetch
+from kd.data import fetch as module
+from kd.data.fetch import archive, archives, fetch
+from kd.errors import ConfigError
 
 CONTENT = np.random.default_rng(0).bytes(1_000_000)
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,7 +131,7 @@ def test_a_server_without_range_starts_again(server, project):
 
 def test_a_server_that_never_finishes_gives_up_and_keeps_the_part(server, project):
     server.ranges, server.breaks = False, [300_000] * 9
-    with pytest.raises(Problem, match=r"300,000 of 1,000,000 bytes.*run it again"):
+    with pytest.raises(ConfigError, match=r"300,000 of 1,000,000 bytes.*run it again"):
         fetch("cifar100", [server.address], project)
     assert len(server.asked) == 2 and [file.name for file in (project / "data/raw").iterdir()] == [
         "hundred.tar.gz.part"
@@ -147,7 +147,7 @@ def test_the_next_address_is_tried_and_goes_on_with_the_part(server, other, proj
 @pytest.mark.parametrize("wrong", [None, CONTENT[:-1] + b"?", CONTENT[:-1], CONTENT + b"more" * 100_000, b""])
 def test_wrong_content_never_takes_the_name(server, other, project, wrong):
     server.content = wrong
-    with pytest.raises(Problem) as raised:
+    with pytest.raises(ConfigError) as raised:
         fetch("cifar100", [server.address], project)
     assert (
         server.address in str(raised.value)
@@ -163,7 +163,7 @@ def test_wrong_content_never_takes_the_name(server, other, project, wrong):
 
 
 def test_nobody_answers(project):
-    with pytest.raises(Problem, match=r"127.0.0.1:1/hundred.tar.gz failed"):
+    with pytest.raises(ConfigError, match=r"127.0.0.1:1/hundred.tar.gz failed"):
         fetch("cifar100", ["http://127.0.0.1:1"], project)
 
 
@@ -172,7 +172,7 @@ def test_another_file_in_its_place_is_left_alone(server, project):
     path.parent.mkdir(parents=True)
     for content in (b"mine", b"x" * len(CONTENT)):
         path.write_bytes(content)
-        with pytest.raises(Problem, match="delete it"):
+        with pytest.raises(ConfigError, match="delete it"):
             fetch("cifar100", [server.address], project)
         assert path.read_bytes() == content and not server.asked
 
@@ -180,19 +180,19 @@ def test_another_file_in_its_place_is_left_alone(server, project):
 def test_too_little_disk(server, project, monkeypatch):
     usage = shutil.disk_usage(project)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=len(CONTENT) - 1))
-    with pytest.raises(Problem, match="make room"):
+    with pytest.raises(ConfigError, match="make room"):
         fetch("cifar100", [server.address], project)
     assert not server.asked and not (project / "data").exists()
 
 
 def test_the_disk_fills_up_on_the_way(server, project):
     (project / "data").write_text("a file where the folder should be")
-    with pytest.raises(Problem, match="cannot write"):
+    with pytest.raises(ConfigError, match="cannot write"):
         fetch("cifar100", [server.address], project)
 
 
 def test_addresses_of_environment_and_data_dvc(server, project, monkeypatch):
-    with pytest.raises(Problem, match="no address"):
+    with pytest.raises(ConfigError, match="no address"):
         fetch("cifar100", folder=project)
     monkeypatch.setenv("KD_MIRRORS", f"{server.address}/ten.tar.gz, {server.address}/mirror/ ,")
     check(fetch("cifar100", folder=project), project)
@@ -218,13 +218,13 @@ def test_data_dvc_of_the_project():
         entry.addresses[0] == f"https://www.cs.toronto.edu/~kriz/{entry.path.name}"
         for entry in known.values()
     )
-    with pytest.raises(Problem, match="did you mean 'cifar100'"):
+    with pytest.raises(ConfigError, match="did you mean 'cifar100'"):
         archive("cifar-100")
 
 
 @pytest.mark.parametrize("content", ["", "outs: 3", "outs: [{path: x}]", ": :\n-"])
 def test_a_broken_data_dvc_is_named(tmp_path, content):
     (tmp_path / "data.dvc").write_text(content)
-    with pytest.raises(Problem, match=r"data.dvc cannot be read"):
+    with pytest.raises(ConfigError, match=r"data.dvc cannot be read"):
         archives(tmp_path)
     assert module.ROOT == ROOT

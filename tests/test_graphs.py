@@ -11,12 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kd import graphs
-from kd.bench import random_data
-from kd.distill import distill
 from kd.methods import KNOWLEDGE, Teachers, make
 from kd.methods.kd import KD
 from kd.models import build
 from kd.recipe import Recipe
+from kd.training import distill
 
 # powers of two: a learning rate in a tensor is a float32
 RECIPE = Recipe(epochs=4, batch_size=8, learning_rate=2.0**-6, milestones=(0.5,), gamma=0.25)
@@ -88,14 +87,14 @@ def trained(method, on, monkeypatch, recipe=RECIPE):
     """(result, student) of a run over 45 images: five batches of 8, and a rest."""
     monkeypatch.setenv("KD_GRAPHS", str(int(on)))
     torch.manual_seed(0)
-    data = random_data(45, test=16, side=8, classes=10)
+    data = tiny.data(45, 0, 16, classes=10, channels=3, padding=1, flip=True)
     networks = [build(name, 10, 3) for name in ("cnn6x16", "cnn6x16", "cnn3x4")]
     return distill(networks[2], make(*method), Teachers(route=networks[:2]), data, recipe), networks[2]
 
 
 @pytest.mark.parametrize("name, precision", [*((name, "fp32") for name in METHODS), ("kd", "bf16"), ("iekd", "bf16")])
 def test_a_recorded_step_learns_the_same(name, precision, replays, monkeypatch):
-    recipe = RECIPE.but(precision=precision)
+    recipe = RECIPE.replace(precision=precision)
     (plain, mine), (recorded, theirs) = (trained(METHODS[name], on, monkeypatch, recipe) for on in (False, True))
     phases = sum(entry["epoch"] == 1 for entry in recorded.curve)
     assert len(replays) == 5 * len(recorded.curve) - graphs.WARM_UP * phases  # the rest of an epoch is never replayed
@@ -136,10 +135,10 @@ class Waits(TorchDispatchMode):
 
 def waits(method, batches):
     torch.manual_seed(0)
-    data = random_data(8 * batches - 3, test=8, side=8, classes=10)
+    data = tiny.data(8 * batches - 3, 0, 8, classes=10, channels=3, padding=1, flip=True)
     networks = [build(name, 10, 3) for name in ("cnn6x16", "cnn6x16", "cnn3x4")]
     with Waits() as waits:
-        distill(networks[2], make(*method), Teachers(route=networks[:2]), data, RECIPE.but(epochs=2))
+        distill(networks[2], make(*method), Teachers(route=networks[:2]), data, RECIPE.replace(epochs=2))
     return waits.count
 
 

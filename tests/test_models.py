@@ -10,10 +10,8 @@ import torchvision
 from torch import nn
 from torchvision.models import resnet as reference
 
-from kd.errors import Problem
+from kd.errors import ConfigError
 from kd.models import KNOWN, Output, Tapped, build, complexity, feature_shapes
-
-torch.set_num_threads(1)
 
 # name: parameters at 100 classes, multiply-adds at 32x32 (rounded, where known), (channels, side) a stage
 FACTS = {
@@ -298,7 +296,7 @@ def test_a_look_leaves_the_network_as_it_was():
     ],
 )  # fmt: skip
 def test_wrong_names_say_what_is_near(name, hint):
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(ConfigError) as caught:
         build(name, 10)
     message = str(caught.value)
     assert message.startswith(f"{name}: ") and hint in message and "\n" not in message
@@ -306,7 +304,7 @@ def test_wrong_names_say_what_is_near(name, hint):
 
 @pytest.mark.parametrize("classes,channels", [(1, 3), (0, 3), (10, 0), ("10", 3)])
 def test_wrong_numbers_of_classes_and_channels(classes, channels):
-    with pytest.raises(Problem, match="classes"):
+    with pytest.raises(ConfigError, match="classes"):
         build("resnet8", classes, channels)
 
 
@@ -317,9 +315,9 @@ def test_every_known_name_builds():
 
 
 def test_images_that_do_not_fit():
-    with pytest.raises(Problem, match="resnet8 does not take images"):
+    with pytest.raises(ConfigError, match="resnet8 does not take images"):
         complexity(build("resnet8", 10), (1, 8, 8))
-    with pytest.raises(Problem, match="densenet121 does not take images"):
+    with pytest.raises(ConfigError, match="densenet121 does not take images"):
         feature_shapes(build("densenet121", 10), (3, 4, 4))
 
 
@@ -394,7 +392,7 @@ class Odd(nn.Module):
 def test_wrong_taps_speak_on_first_use(layer, words):
     tapped = Tapped(Odd(), [layer])
     for _ in range(2):
-        with pytest.raises(Problem, match=f"{layer}.*{words}|{words}.*{layer}"):
+        with pytest.raises(ConfigError, match=f"{layer}.*{words}|{words}.*{layer}"):
             tapped(torch.randn(1, 3, 8, 8))
     assert tapped.taps[0].output is None
     assert Tapped(Odd(), ["conv", "relu"])(torch.randn(1, 3, 8, 8)).logits.shape == (1, 2)
@@ -403,10 +401,10 @@ def test_wrong_taps_speak_on_first_use(layer, words):
 
 
 def test_unknown_layers():
-    with pytest.raises(Problem, match=r"no layer 'layr1' \(did you mean 'layer1'\?\); it has conv1, bn1"):
+    with pytest.raises(ConfigError, match=r"no layer 'layr1' \(did you mean 'layer1'\?\); it has conv1, bn1"):
         Tapped(torchvision.models.resnet18(), ["layr1"])
-    with pytest.raises(Problem, match="name at least one"):
+    with pytest.raises(ConfigError, match="name at least one"):
         Tapped(Odd(), [])
     assert not hasattr(Tapped(nn.Sequential(nn.Conv2d(3, 4, 3)), ["0"]), "head")
-    with pytest.raises(Problem, match="does not give logits"):
+    with pytest.raises(ConfigError, match="does not give logits"):
         Tapped(nn.Sequential(nn.Conv2d(3, 4, 3)), ["0"])(torch.randn(1, 3, 8, 8))

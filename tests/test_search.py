@@ -4,11 +4,11 @@ import pandas as pd
 import pytest
 import tiny
 
-from kd import search
-from kd.errors import Problem
+from kd.errors import ConfigError
 from kd.methods import make, resolved
 from kd.recipe import Recipe
-from kd.study import ROOT, key_of
+from kd.study import profiles, search
+from kd.study.parameters import parse_value
 
 
 def test_every_search_is_a_grid_of_real_parameters():
@@ -27,10 +27,8 @@ def test_every_search_is_a_grid_of_real_parameters():
 
 
 def test_the_searches_of_profiles_exist():
-    import yaml
-
-    for path in (ROOT / "profiles").glob("*.yaml"):
-        assert set(yaml.safe_load(path.read_text())["searches"]) <= set(search.names())
+    for name in profiles.names():
+        assert set(parse_value(profiles.compose(name))["searches"]) <= set(search.names())
 
 
 def test_the_best_on_validation_is_chosen_and_the_earlier_of_equals():
@@ -38,11 +36,14 @@ def test_the_best_on_validation_is_chosen_and_the_earlier_of_equals():
 
 
 def test_a_search_goes_by_validation_and_runs_seeds_of_its_own(tmp_path, monkeypatch):
+    asked = []
+
     class OnePair:
         """What a search asks of a Study; a run is its alpha and its seed."""
 
-        stage, profile, params, data = "search-x", "tiny", {"search": {"seeds": 2}}, tiny.data()
-        __init__ = save = lambda self, _: None
+        stage, profile, params, data = "search x", "tiny", {"search": {"seeds": 2, "epochs": 1.0}}, tiny.data()
+        __init__ = lambda self, _: None  # noqa: E731
+        save = lambda self: None  # noqa: E731
 
         def pairs(self, name):
             return [("teacher", "student")]
@@ -50,16 +51,14 @@ def test_a_search_goes_by_validation_and_runs_seeds_of_its_own(tmp_path, monkeyp
         def run_of(self, table, row, pair, seed):
             return {"alpha": row["kd"]["alpha"], "seed": seed}, {}
 
-    asked = []
-
-    def execute(runs, title):  # the more alpha, the better on validation images, and the worse on the test's
-        asked.extend(run for run, _, _ in runs)
-        return {key_of(run): {"top1_val": 100 * run["alpha"], "top1_last": 90 - 100 * run["alpha"]} for run in asked}, {}
+        def train_missing(self, wanted):  # the more alpha, the better on validation images, and the worse on the test's
+            asked.extend(run for run, _, keep in wanted.values() if not keep)
+            return {key: {"top1_val": 100 * run["alpha"], "top1_last": 90 - 100 * run["alpha"]} for key, (run, *_) in wanted.items()}
 
     (tmp_path / "searches").mkdir()
     (tmp_path / "searches" / "x.yaml").write_text("knowledge: [kd]\ngrid: {kd.alpha: [0.1, 0.5, 0.3]}\n")
-    for name, value in {"ROOT": tmp_path, "Study": OnePair, "execute": execute, "forget": lambda folder: None}.items():
-        monkeypatch.setattr(search, name, value)
+    monkeypatch.setattr(search, "ROOT", tmp_path)
+    monkeypatch.setattr(search, "Study", OnePair)
     search.run_search("x", tmp_path)
     table = pd.read_csv(tmp_path / "x.csv")
     assert table["best"].tolist() == [False, True, False] and table["validation"].tolist() == [10, 50, 30]
@@ -67,15 +66,15 @@ def test_a_search_goes_by_validation_and_runs_seeds_of_its_own(tmp_path, monkeyp
 
 
 def test_mistakes_are_named(tmp_path, monkeypatch):
-    with pytest.raises(Problem, match=r"unknown search 'rcoo' \(did you mean 'rco'\?\)"):
+    with pytest.raises(ConfigError, match=r"unknown search 'rcoo' \(did you mean 'rco'\?\)"):
         search.load_search("rcoo")
     (tmp_path / "searches").mkdir()
     (tmp_path / "searches" / "x.yaml").write_text("knowledge: [kd]\ngrid: {kr.weight: [1]}\n")
     (tmp_path / "searches" / "y.yaml").write_text("knowledge: [kd]\ngrid: {kd.alpha: [1]}\nepoch: 1.0\n")
     monkeypatch.setattr(search, "ROOT", tmp_path)
-    with pytest.raises(Problem, match=r"unknown key 'epoch' \(did you mean 'epochs'\?\)"):
+    with pytest.raises(ConfigError, match=r"unknown key 'epoch' \(did you mean 'epochs'\?\)"):
         search.load_search("y")
-    with pytest.raises(Problem, match="'kr.weight' names no parameter of fixed, kd, recipe"):
+    with pytest.raises(ConfigError, match="'kr.weight' names no parameter of fixed, kd, recipe"):
         search.load_search("x")
 
 
@@ -88,7 +87,5 @@ def test_a_candidate_is_a_row_and_a_search_may_say_how_long_it_trains():
 
 
 def test_search_seeds_are_none_of_a_tables():
-    import yaml
-
-    for path in (ROOT / "profiles").glob("*.yaml"):
-        assert yaml.safe_load(path.read_text())["seeds"] <= search.FIRST_SEED
+    for name in profiles.names():
+        assert parse_value(profiles.compose(name))["seeds"] <= search.FIRST_SEED

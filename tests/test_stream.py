@@ -1,18 +1,18 @@
 import pytest
+import tiny
 import torch
 
-from kd.bench import random_data
 from kd.data import Data
-from kd.distill import train
-from kd.errors import Problem
+from kd.data.stream import Stream, open_data_for, open_stream
+from kd.errors import ConfigError
 from kd.models import build
 from kd.recipe import Recipe
-from kd.stream import Stream, open_data_for, open_stream
+from kd.training import train
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    data, path = random_data(150, test=37, side=8, classes=3), tmp_path_factory.mktemp("data") / "random.safetensors"
+    data, path = tiny.data(150, 0, 37, channels=3, padding=1, flip=True), tmp_path_factory.mktemp("data") / "random.safetensors"
     data.save(path)
     return data, path
 
@@ -39,9 +39,9 @@ def test_a_stream_gives_the_batches_of_memory_to_the_bit(saved, workers):
 
 def test_a_few_images_of_a_stream_are_those_of_memory(saved):
     data, path = saved
-    few = open_stream(path).few(5, 3)
-    same(data.few(5, 3).batches(1, 2, 4), few.batches(1, 2, 4))
-    assert few.md5 == data.few(5, 3).md5 != data.md5
+    few = open_stream(path).subset(5, 3)
+    same(data.subset(5, 3).batches(1, 2, 4), few.batches(1, 2, 4))
+    assert few.md5 == data.subset(5, 3).md5 != data.md5
 
 
 def test_moving_keeps_what_names_the_content(saved):
@@ -74,7 +74,7 @@ def test_the_stated_share_decides(saved, monkeypatch):
     padded = 150 * 3 * 10 * 10
     needed = sum(t.nbytes for part in (data.images, data.labels) for t in part.values()) + padded
     for free, kind in ((2 * needed, Data), (2 * needed - 2, Stream)):
-        monkeypatch.setattr("kd.stream.memory_available", lambda device, free=free: free)
+        monkeypatch.setattr("kd.data.stream.memory_available", lambda device, free=free: free)
         found = open_data_for(path, memory_share=0.5)
         assert type(found) is kind
         same(data.batches(0, 0, 64), found.batches(0, 0, 64))
@@ -82,10 +82,10 @@ def test_the_stated_share_decides(saved, monkeypatch):
 
 def test_mistakes_are_named(saved, tmp_path):
     for share in (0, 1.5):
-        with pytest.raises(Problem, match="KD_MEMORY_SHARE"):
+        with pytest.raises(ConfigError, match="KD_MEMORY_SHARE"):
             open_data_for(saved[1], memory_share=share)
     for bad in (tmp_path / "none.safetensors", tmp_path / "cut.safetensors"):
         if bad.stem == "cut":
             bad.write_bytes(saved[1].read_bytes()[:500])
-        with pytest.raises(Problem, match=bad.name):
+        with pytest.raises(ConfigError, match=bad.name):
             open_stream(bad)

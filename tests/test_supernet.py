@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from kd.errors import Problem
+from kd.errors import ConfigError
 from kd.models import Output, Supernet, Tapped, build, complexity, feature_shapes
 from kd.models.resnet import ResNet
 from kd.models.vgg import VGG
 from kd.models.wrn import WideResNet
 
-torch.set_num_threads(1)
 IMAGE = (3, 16, 16)
 
 
@@ -125,7 +124,7 @@ def test_supernet_compiles_whole_and_follows_select():
 
 @pytest.mark.parametrize("wrong", [(), (0.5,), (0.5, 0.5, 1.0), (1.0, 0.5), (0.0, 1.0), (-0.5, 1.0), (0.5, 1.5)])
 def test_wrong_widths(wrong):
-    with pytest.raises(Problem, match="increasing"):
+    with pytest.raises(ConfigError, match="increasing"):
         Supernet(build("cnn3x4", 10), wrong)
 
 
@@ -137,9 +136,9 @@ def test_wrong_networks_and_indices():
         (tapped, "no supernet for Sequential: how its channels are wired"),
         (Tapped(build("resnet8", 10), ["stages.0"]), "no supernet for resnet8: "),
     ):
-        with pytest.raises(Problem) as caught:
+        with pytest.raises(ConfigError) as caught:
             Supernet(network)
         assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
     for index in (4, -5):
-        with pytest.raises(Problem, match=f"no width {index}"):
+        with pytest.raises(ConfigError, match=f"no width {index}"):
             Supernet(build("cnn3x4", 10)).select(index)

@@ -2,62 +2,42 @@
 
 import copy
 import functools
+import itertools
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from safetensors import safe_open
-from tiny_route import RECIPE, tiny_data
 
 from kd import checkpoints, teachers
-from kd.distill import Checkpoint, evaluate, train
-from kd.errors import Problem
-from kd.models import Supernet, build
-from kd.teachers import Route, Widths, joint_loss, train_route, train_supernet
+from kd.checkpoints import Checkpoint
+from kd.errors import ConfigError
+from kd.models import Supernet, build, evaluate
+from kd.teachers import Route, SubNetworks, joint_loss, train_route, train_supernet
+from kd.training import train
 
-torch.set_num_threads(1)
 WIDTHS = (0.25, 0.5, 1.0)
-BEGIN = textwrap.dedent("""
-    import functools, os, signal, sys
-    import torch
-    torch.set_num_threads(1)
-    sys.path.insert(0, "tests")
-    from tiny_route import RECIPE, tiny_data
-    from kd import teachers
-    from kd.distill import Checkpoint
-    teachers.Checkpoint = functools.partial(Checkpoint, every=0)
-    writes, real = 0, os.replace
-    def replace(*arguments):  # killed when a file is written but has not got its name yet: the worst instant
-        global writes
-        writes += 1
-        if writes == COUNT:
-            os.kill(os.getpid(), signal.SIGKILL)
-        real(*arguments)
-    os.replace = replace
-""")
 
 
 @pytest.fixture(scope="module")
 def data():
-    return tiny_data()
+    return tiny.data(36, 12, 12)
 
 
 @pytest.fixture(scope="module")
 def route_file(data, tmp_path_factory):
     path = tmp_path_factory.mktemp("route") / "route.safetensors"
-    train_route("cnn3x4", data, RECIPE, 4, path, seed=5)
+    train_route("cnn3x4", data, tiny.LONGER, 4, path, seed=5)
     return path
 
 
 @pytest.fixture(scope="module")
 def supernet_file(data, tmp_path_factory):
     path = tmp_path_factory.mktemp("supernet") / "supernet.safetensors"
-    train_supernet("cnn3x4", data, RECIPE, WIDTHS, path, seed=5)
+    train_supernet("cnn3x4", data, tiny.LONGER, WIDTHS, path, seed=5)
     return path
 
 
@@ -66,13 +46,13 @@ def test_a_route_is_the_training_of_the_plain_network(route_file, data):
     assert len(route) == 2 and route.epochs == [4, 6]  # every 4, and the converged one
     torch.manual_seed(5)
     network, states = build("cnn3x4", 3, 1), []
-    result = train(network, data, RECIPE, 5, after_epoch=lambda r, n: states.append(copy.deepcopy(n.state_dict())))
+    result = train(network, data, tiny.LONGER, 5, after_epoch=lambda r, n: states.append(copy.deepcopy(n.state_dict())))
     for index, epoch in enumerate(route.epochs):
         mine = route[index].state_dict()
         assert all(torch.equal(mine[k], v) for k, v in states[epoch - 1].items())
         assert route.accuracy[index]["test"] == result.curve[epoch - 1]["test"] == evaluate(route[index], data)
     assert torch.equal(route[-1].head.weight, network.head.weight) and not route[0].training
-    with pytest.raises(Problem, match=r"state 2 of the route: .* has 2"):
+    with pytest.raises(ConfigError, match=r"state 2 of the route: .* has 2"):
         route[2]
 
 
@@ -85,17 +65,17 @@ def test_every_state_is_a_network_of_its_own(route_file):
 
 
 def test_wrong_files(route_file, supernet_file, data, tmp_path):
-    with pytest.raises(Problem, match="not 'supernet'"):
-        Widths(route_file)
-    with pytest.raises(Problem, match="not 'route'"):
+    with pytest.raises(ConfigError, match="not 'supernet'"):
+        SubNetworks(route_file)
+    with pytest.raises(ConfigError, match="not 'route'"):
         Route(supernet_file)
-    with pytest.raises(Problem, match="of network 'cnn3x4', not 'resnet8'"):
+    with pytest.raises(ConfigError, match="of network 'cnn3x4', not 'resnet8'"):
         Route(route_file, network="resnet8")
-    with pytest.raises(Problem, match="missing"):
+    with pytest.raises(ConfigError, match="missing"):
         Route(tmp_path / "none.safetensors")
     for every in (0, 7):
-        with pytest.raises(Problem, match=r"teacher\.every"):
-            train_route("cnn3x4", data, RECIPE, every, tmp_path / "x.safetensors")
+        with pytest.raises(ConfigError, match=r"teacher\.every"):
+            train_route("cnn3x4", data, tiny.LONGER, every, tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()
     with safe_open(route_file, "pt") as file:
         assert file.metadata().keys() == {"kd"}
@@ -105,7 +85,8 @@ def test_joint_loss_against_numpy(data):
     torch.manual_seed(0)
     supernet = Supernet(build("cnn3x4", 3, 1), WIDTHS).double().eval()
     batch = next(iter(data.batches(0, 0, 12)))
-    images, labels = batch.images.double(), np.array(batch.labels)
+    batch = batch._replace(images=batch.images.double())
+    images, labels = batch.images, np.array(batch.labels)
 
     def log_softmax(logits):
         logits = logits - logits.max(1, keepdims=True)
@@ -113,8 +94,8 @@ def test_joint_loss_against_numpy(data):
 
     with torch.no_grad():
         logs = [np.array(supernet.select(i)(images).logits) for i in range(3)]
-        plain = {k: float(v) for k, v in joint_loss(supernet)(images, batch.labels).items()}
-        place = {k: float(v) for k, v in joint_loss(supernet, True, temperature=2.0)(images, batch.labels).items()}
+        plain = {k: float(v) for k, v in joint_loss(supernet)(batch).items()}
+        place = {k: float(v) for k, v in joint_loss(supernet, True, temperature=2.0)(batch).items()}
     entropy = [-log_softmax(x)[np.arange(12), labels].mean() for x in logs]
     assert list(plain) == ["width 1", "width 0.5", "width 0.25"]
     np.testing.assert_allclose(list(plain.values()), entropy[::-1], atol=1e-9)
@@ -129,17 +110,18 @@ def test_gradients_of_the_widths_add_up(data, in_place):
     torch.manual_seed(0)
     supernet = Supernet(build("cnn3x4", 3, 1), WIDTHS).double().eval()
     batch = next(iter(data.batches(0, 0, 12)))
+    batch = batch._replace(images=batch.images.double())
     loss = joint_loss(supernet, in_place)
-    sum(loss(batch.images.double(), batch.labels).values()).backward()
+    sum(loss(batch).values()).backward()
     together = {k: p.grad.clone() for k, p in supernet.named_parameters()}
     supernet.zero_grad()
-    for name in loss(batch.images.double(), batch.labels):
-        loss(batch.images.double(), batch.labels)[name].backward()
+    for name in loss(batch):
+        loss(batch)[name].backward()
     for name, parameter in supernet.named_parameters():
         torch.testing.assert_close(parameter.grad, together[name], rtol=1e-10, atol=1e-12)
     if in_place:  # the whole network learns from the labels alone: what narrow widths learn does not pull at it
         supernet.zero_grad()
-        loss(batch.images.double(), batch.labels)["width 0.25"].backward()
+        loss(batch)["width 0.25"].backward()
         head, norms = supernet.head.weight.grad, supernet.network.stages[2][1]
         assert head[:, 4:].abs().sum() == 0 and norms[2].weight.grad is None and norms[0].weight.grad is not None
 
@@ -147,13 +129,13 @@ def test_gradients_of_the_widths_add_up(data, in_place):
 @pytest.mark.parametrize("in_place", [False, True])
 def test_joint_training_lowers_the_loss_of_every_width(data, in_place, tmp_path):
     path = tmp_path / "supernet.safetensors"
-    accuracy = train_supernet("cnn3x4", data, RECIPE.but(epochs=12), WIDTHS, path, 5, distil_in_place=in_place)
-    widths = Widths(path)
+    accuracy = train_supernet("cnn3x4", data, tiny.LONGER.replace(epochs=12), WIDTHS, path, 5, distil_in_place=in_place)
+    widths = SubNetworks(path)
     torch.manual_seed(5)
     fresh = Supernet(build("cnn3x4", 3, 1), WIDTHS).eval()
-    images = next(iter(data.chunks("train", 99)))
+    batch = next(iter(data.chunks("train", 99)))
     with torch.no_grad():
-        before, after = (joint_loss(n)(images.images, images.labels) for n in (fresh, widths[-1]))
+        before, after = (joint_loss(n)(batch) for n in (fresh, widths[-1]))
     assert all(after[width] < 0.8 * before[width] for width in before)
     assert checkpoints.load_state(path)["curve"][-1]["loss"].keys() == before.keys()
     assert len(widths) == 3 and widths.widths == list(WIDTHS)
@@ -161,13 +143,13 @@ def test_joint_training_lowers_the_loss_of_every_width(data, in_place, tmp_path)
         assert widths[index].active == index
         assert evaluate(widths[index], data) == accuracy[index]["test"] == widths.accuracy[index]["test"]
     assert accuracy[-1]["test"] > 60  # a third by chance
-    with pytest.raises(Problem, match=r"width 3: .* has 3 widths"):
+    with pytest.raises(ConfigError, match=r"width 3: .* has 3 widths"):
         widths[3]
     assert checkpoints.about(path)["distil_in_place"] is in_place
 
 
 def test_widths_are_networks_of_their_own(supernet_file):
-    widths = Widths(supernet_file)
+    widths = SubNetworks(supernet_file)
     narrow, whole = widths[0], widths[-1]
     assert (narrow.active, whole.active, widths[-3].active) == (0, 2, 0)
     images = torch.randn(4, 1, 8, 8)
@@ -179,7 +161,7 @@ def test_widths_are_networks_of_their_own(supernet_file):
 @pytest.mark.parametrize("kind", ["route", "supernet"])
 def test_stopped_and_resumed_is_uninterrupted(kind, channels_last, data, tmp_path, monkeypatch):
     monkeypatch.setattr(teachers, "Checkpoint", functools.partial(Checkpoint, every=0))
-    recipe = RECIPE.but(channels_last=channels_last)
+    recipe = tiny.LONGER.replace(channels_last=channels_last)
 
     def make(path, resume=None, stop=None):
         told = []
@@ -207,7 +189,7 @@ def test_stopped_and_resumed_is_uninterrupted(kind, channels_last, data, tmp_pat
 def test_another_seed_or_recipe_does_not_resume(kind, data, tmp_path, monkeypatch):
     monkeypatch.setattr(teachers, "Checkpoint", functools.partial(Checkpoint, every=0))
 
-    def make(recipe=RECIPE, seed=5, **options):
+    def make(recipe=tiny.LONGER, seed=5, **options):
         path, resume = tmp_path / "x.safetensors", tmp_path / "resume"
         if kind == "route":
             train_route("cnn3x4", data, recipe, 2, path, seed, resume)
@@ -215,12 +197,12 @@ def test_another_seed_or_recipe_does_not_resume(kind, data, tmp_path, monkeypatc
             train_supernet("cnn3x4", data, recipe, WIDTHS, path, seed, resume=resume, **options)
 
     make()
-    with pytest.raises(Problem, match=r"running.safetensors is of seed 5, not 6"):
+    with pytest.raises(ConfigError, match=r"running.safetensors is of seed 5, not 6"):
         make(seed=6)
-    with pytest.raises(Problem, match=r"running.safetensors is of recipe .*'learning_rate': 0.05.*, not .*'learning_rate': 0.1"):
-        make(RECIPE.but(learning_rate=0.1))
+    with pytest.raises(ConfigError, match=r"running.safetensors is of recipe .*'learning_rate': 0.05.*, not .*'learning_rate': 0.1"):
+        make(tiny.LONGER.replace(learning_rate=0.1))
     if kind == "supernet":
-        with pytest.raises(Problem, match="of distil_in_place False, not True"):
+        with pytest.raises(ConfigError, match="of distil_in_place False, not True"):
             make(distil_in_place=True)
 
 
@@ -228,14 +210,23 @@ def test_another_seed_or_recipe_does_not_resume(kind, data, tmp_path, monkeypatc
 def test_killed_while_writing(kill, data, route_file, tmp_path):
     """kill -9 between a file's last byte and its name; the next run goes on, to the bytes of one never killed."""
     path, resume = tmp_path / "route.safetensors", tmp_path / "resume"
-    line = f'teachers.train_route("cnn3x4", tiny_data(), RECIPE, 4, {str(path)!r}, 5, {str(resume)!r})'
-    code = BEGIN.replace("COUNT", str(kill)) + line
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+
+    def work(say):
+        writes, real = itertools.count(1), os.replace
+
+        def replace(*arguments):  # killed when a file is written but has not got its name yet: the worst instant
+            if next(writes) == kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(*arguments)
+
+        os.replace, teachers.Checkpoint = replace, functools.partial(Checkpoint, every=0)
+        train_route("cnn3x4", data, tiny.LONGER, 4, path, 5, resume)
+
+    with tiny.process(work) as (run, _):
+        run.join()
+    assert run.exitcode == -signal.SIGKILL
     assert not path.exists() and (resume / "running.safetensors").exists()
     epochs = []
-    train_route("cnn3x4", data, RECIPE, 4, path, 5, resume, report=epochs.append)
-    assert len(epochs) < RECIPE.epochs  # it went on, and did not begin again
+    train_route("cnn3x4", data, tiny.LONGER, 4, path, 5, resume, report=epochs.append)
+    assert len(epochs) < tiny.LONGER.epochs  # it went on, and did not begin again
     assert path.read_bytes() == route_file.read_bytes()

@@ -1,29 +1,33 @@
 """A data set, a teacher and runs that take a fraction of a second, for the tests of methods."""
 
+import contextlib
 import copy
+import multiprocessing
 
 import pytest
 import torch
 
 from kd.data import Data
-from kd.distill import Checkpoint, distill, train
-from kd.methods import Method
+from kd.methods import Curriculum, Lesson, Method, Teachers
 from kd.models import build
 from kd.recipe import Recipe
+from kd.training import Checkpoint, distill, train
 
 RECIPE = Recipe(epochs=4, batch_size=16, learning_rate=0.05)
+LONGER = RECIPE.replace(epochs=6)  # for lessons and routes
 
 
-def data():
-    generator = torch.Generator().manual_seed(11)
-    labels = {split: torch.arange(size) % 3 for split, size in (("train", 44), ("validation", 12), ("test", 24))}
-    images = {}
-    for split, y in labels.items():  # a bright row a class, in noise: something that can be learnt
-        noise = torch.randint(0, 130, (len(y), 1, 8, 8), generator=generator)
-        for image, label in zip(noise, y, strict=True):
-            image[0, 2 * int(label) + 1] += 120
+def data(train=44, validation=12, test=24, classes=3, channels=1, padding=0, flip=False):
+    """Images of 8x8 pixels: a bright row a class, in noise, so that something can be learnt."""
+    generator, labels, images = torch.Generator().manual_seed(11), {}, {}
+    for split, size in (("train", train), ("validation", validation), ("test", test)):
+        labels[split] = torch.arange(size) % classes
+        noise = torch.randint(0, 130, (size, channels, 8, 8), generator=generator)
+        for image, label in zip(noise, labels[split], strict=True):
+            image[:, (2 * int(label) + 1) % 8] += 120
         images[split] = noise.to(torch.uint8)
-    return Data("tiny", ("a", "b", "c"), images, labels, (0.3,), (0.2,))
+    some = (0.3,) * channels, (0.2,) * channels
+    return Data("tiny", tuple("abcdefghij"[:classes]), images, labels, *some, padding, flip)
 
 
 def network(name="cnn3x4", seed=0):
@@ -57,33 +61,78 @@ def changed(module, before):
     return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
 
 
-def run(method, source, recipe=RECIPE, seed=3, **options):
-    """Distil into a fresh student. Returns (Result, student, knowledge)."""
-    student = network()
+class TwoLessons(Curriculum):
+    """From the first two teachers of a route, half of the epochs each."""
+
+    def __init__(self, restart=False):
+        self.restart = restart
+
+    def next(self, done, epochs, teachers, student, data):
+        return Lesson("route", (len(done),), epochs // 2, self.restart) if len(done) < 2 else None
+
+
+class Steps(list):
+    """A route in memory: networks, and the epochs they were saved at."""
+
+    def __init__(self, networks, epochs):
+        super().__init__(networks)
+        self.epochs = epochs
+
+
+def lessons(curriculum, epochs, teachers, data, student=None):
+    """The lessons a curriculum gives, without training anything between them."""
+    done, student = [], student or network("cnn3x2", 1)
+    while (lesson := curriculum.next(done, epochs, Teachers.of(teachers), student, data)) is not None:
+        done.append(lesson)
+    return done
+
+
+def run(method, source, recipe=RECIPE, seed=3, student=network, of=data, **options):
+    """Distil into a fresh student, student(), on data of(). Returns (Result, student, knowledge)."""
+    student = student()
     method = Method.of(copy.deepcopy(method))
-    result = distill(student, method, source, data(), recipe, seed, **options)
+    result = distill(student, method, source, of(), recipe, seed, **options)
     return result, student, method.knowledge
 
 
-def check_resume(method, source, folder, stops, recipe=RECIPE):
-    """A run stopped after each of `stops` epochs and resumed ends in the very bits of an uninterrupted one."""
-    whole, expected, knowledge = run(method, source, recipe)
+class Stop(Exception):
+    pass
 
-    class Stop(Exception):
-        pass
 
-    for stop in stops:
-        where = Checkpoint(folder / f"{stop}.safetensors", every=0, run="tiny")
+def check_resume(method, source, folder, stops, recipe=RECIPE, **options):
+    """A run broken off in each of the epochs `stops`, and every time resumed, ends in the bits of an uninterrupted one."""
+    whole, expected, knowledge = run(method, source, recipe, **options)
+    where, ran = Checkpoint(folder / "run.safetensors", every=0, run="tiny"), 0
 
-        def halt(result, student, stop=stop):
+    def until(stop):
+        def halt(result, student):
+            nonlocal ran
+            ran += 1
             if len(result.curve) == stop:
                 raise Stop
 
+        return run(method, source, recipe, checkpoint=where, after_epoch=halt, **options)
+
+    for stop in stops:
         with pytest.raises(Stop):
-            run(method, source, recipe, checkpoint=where, after_epoch=halt)
-        assert where.path.exists()
-        resumed, student, kept = run(method, source, recipe, checkpoint=where)
-        assert not changed(student, snapshot(expected)), f"stopped after {stop}"
-        assert not changed(kept, snapshot(knowledge)), f"stopped after {stop}"
-        assert resumed.curve == whole.curve and resumed.measured == whole.measured
-        assert resumed.teacher_images == whole.teacher_images
+            until(stop)
+    resumed, student, kept = until(None)
+    assert ran == len(whole.curve) + len(stops)  # only the epochs broken off ran twice
+    assert not changed(student, snapshot(expected)) and not changed(kept, snapshot(knowledge))
+    for said in ("curve", "lessons", "measured", "teacher_images"):
+        assert getattr(resumed, said) == getattr(whole, said)
+    return whole
+
+
+@contextlib.contextmanager
+def process(work):
+    """(a process that runs work(say), a function that waits for what it says next), for what must be killed."""
+    context = multiprocessing.get_context("fork")  # knows everything that its parent knows, and starts at once
+    said = context.SimpleQueue()
+    run = context.Process(target=work, args=(said.put,))
+    run.start()
+    try:
+        yield run, said.get
+    finally:
+        run.kill()
+        run.join()

@@ -3,23 +3,23 @@
     a(f) = vec( mean_channels |f|^p ) / || vec( mean_channels |f|^p ) ||_2
     L_AT = weight * sum_taps mean( (a(f_s) - a(f_t))^2 )
 
-Where a network looks, without what it sees there: channels are averaged away, so they need not agree in number.
+The maps say at which positions a network responds. Channels are averaged, so that their numbers may differ.
 
 Readings and deviations, all of them:
 * Mean over channels, mean over positions and images, sum over taps, weight 1000, p = 2: HobbitLong/RepDistiller
   (distiller_zoo/AT.py, scripts/run_cifar_distill.sh). |f|^p rather than RepDistiller's f^p: the same for an even p.
-* Where maps differ in size, the larger *feature map* is average-pooled to the smaller before the power, as RepDistiller.
-* The mean of squares of a normalised map of H x W positions shrinks as 1 / (H W), so weight 1000 suits CIFAR's networks, whose
-  last maps are 8x8. rescale=True multiplies the term by H W / 64 of the teacher's last map, which keeps that balance for other
-  sizes (1/16 for 2x2 maps; 1, that is nothing, for 8x8). Default off, as RepDistiller.
+* Where maps differ in size, the larger *feature map* is average-pooled to the smaller before the power, as there.
+* The mean of squares of a normalised map of H x W positions shrinks as 1 / (H W), so weight 1000 suits CIFAR's
+  networks, whose last maps are 8x8. rescale=True multiplies the term by H W / 64 of the teacher's last map, which keeps
+  that balance for other sizes (1/16 for 2x2 maps; 1, that is nothing, for 8x8). Default off, as RepDistiller.
 * Taps are all stages; RepDistiller's are all but the stem and the pooled feature, which are no stages here either.
 """
 
 import torch.nn.functional as F
 
-from kd.errors import Problem
-from kd.methods import Knowledge
-from kd.methods.hints import check_taps, features_at, same_size
+from kd.errors import ConfigError, NonNegative, Positive, checked
+from kd.methods.base import Knowledge
+from kd.methods.features import Taps, features_at, same_size
 
 
 def attention(feature, power=2.0):
@@ -28,42 +28,38 @@ def attention(feature, power=2.0):
 
 
 def attention_distance(student_feature, teacher_feature, power=2.0):
-    """Mean squared difference of the two attention maps. Scalar in [0, 2 / (H * W)]; 0 when they look at the same places."""
+    """Mean squared difference of the two attention maps. Scalar in [0, 2 / (H * W)]; 0 when the maps are equal."""
     student, teacher = same_size(student_feature, teacher_feature)
     return (attention(student, power) - attention(teacher, power)).pow(2).mean()
 
 
 def check_attention(name, pairs):
-    """Problem when every pair of maps meets in a single position: there is nowhere else to look."""
+    """ConfigError when every pair of maps is compared at a single position, where a normalised map is constant."""
     if all(min(a, b) == 1 for first, second in pairs for a, b in zip(first.shape[2:], second.shape[2:], strict=True)):
-        raise Problem(f"{name}: a map of one position has no attention to pass on; tap an earlier layer")
+        raise ConfigError(f"{name}: a map of one position has no attention to pass on; tap an earlier layer")
 
 
+@checked("at")
 class AT(Knowledge):
     """weight: >= 0, of the sum over taps. power: p > 0. taps: "all", "last", "middle", or stage numbers.
 
-    rescale: weigh maps of any size as 8x8 ones.
+    rescale: adapt the weight, meant for 8x8 maps, to the size of the maps.
     """
 
     def __init__(
         self,
-        weight=1000.0,  # RepDistiller scripts/run_cifar_distill.sh: -b 1000
-        power=2.0,  # RepDistiller distiller_zoo/AT.py: p=2
-        taps="all",  # RepDistiller helper/loops.py: feat[1:-1]
-        rescale=False,  # RepDistiller: no
+        weight: NonNegative = 1000.0,  # RepDistiller scripts/run_cifar_distill.sh: -b 1000
+        power: Positive = 2.0,  # RepDistiller distiller_zoo/AT.py: p=2
+        taps: Taps = "all",  # RepDistiller helper/loops.py: feat[1:-1]
+        rescale: bool = False,  # RepDistiller: no
     ):
         super().__init__()
-        check_taps(taps, "at")
-        if weight < 0:
-            raise Problem(f"at.weight: {weight} must not be negative")
-        if power <= 0:
-            raise Problem(f"at.power: {power} must be above 0")
         self.weight, self.power, self.taps, self.rescale = weight, power, taps, rescale
 
-    def start(self, student, teacher, student_example, teacher_example):
+    def build(self, student, teacher, student_example, teacher_example):
         check_attention("at", features_at(self.taps, teacher_example.features, student_example.features))
 
-    def loss(self, student, teacher, labels):
+    def loss(self, student, teacher, batch):
         pairs = features_at(self.taps, teacher.features, student.features)
         weight = self.weight * (teacher.features[-1][0, 0].numel() / 64 if self.rescale else 1)
         return {"attention": weight * sum(attention_distance(s, t, self.power) for t, s in pairs)}

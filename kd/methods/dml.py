@@ -2,29 +2,31 @@
 
     L_1 = CE(z_1, y) + weight * KL( softmax(z_2) || softmax(z_1) )          and the same with 1 and 2 exchanged
 
-No teacher: two fresh networks learn from the labels and from each other's predictions. z: logits; KL in nats, mean over the
-batch, temperature 1.
+No teacher: two fresh networks learn from the labels and from each other's predictions. z: logits; KL in nats, mean over
+the batch, temperature 1.
 
 Readings and deviations, all of them:
-* update="alternating": network 1 steps, both networks look at the batch again, then network 2 steps. So the paper's Algorithm 1
-  and the loop in IE-KD's repository (aliyun/Revisiting-Knowledge-Distillation-..., processors/DML.py, loss/mutual.py), in train
-  mode throughout. "simultaneous" lets both learn from what they said before either stepped, and saves two forward passes.
-* The other network's predictions are constants here. That repository leaves the gradient in them, but drops it before the
-  other network's step, so the updates are the same.
+* update="alternating": network 1 steps, both networks look at the batch again, then network 2 steps. So the paper's
+  Algorithm 1 and the loop in IE-KD's repository (aliyun/Revisiting-Knowledge-Distillation-..., processors/DML.py,
+  loss/mutual.py), in train mode throughout. "simultaneous" lets both learn from what they said before either stepped,
+  and saves two forward passes.
+* The other network's predictions are constants here. That repository leaves the gradient in them, but drops it before
+  the other network's step, so the updates are the same.
 * weight 1: the paper, and the one config there that sets it (cifar100/resnet56-20.yaml); that code's default is 0.
 * peer=None takes the student's own architecture with other initial weights; a name takes another network.
 * The student's accuracy is the headline; the peer's stands in the record. That repository reports the better one.
-* Under a curriculum both keep learning from lesson to lesson; the peer's optimizer begins anew where the student's does.
+* Under a curriculum both keep learning from lesson to lesson; the peer's optimizer starts anew with the student's.
 """
 
 import copy
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kd.errors import Problem, nearest
-from kd.methods import Knowledge, Learner
+from kd.errors import NonNegative, checked
+from kd.methods.base import Knowledge, Learner
 from kd.methods.kd import softened_divergence
 from kd.models import Supernet, Tapped, build, evaluate, run_networks
 
@@ -43,6 +45,7 @@ def fresh_copy(student, classes, name=None):
     return network
 
 
+@checked("dml")
 class DML(Knowledge):
     """weight: >= 0, of the divergence. update: "alternating" or "simultaneous". peer: None or a network's name."""
 
@@ -50,21 +53,17 @@ class DML(Knowledge):
 
     def __init__(
         self,
-        weight=1.0,  # the paper; config/DML/cifar100/resnet56-20.yaml
-        update="alternating",  # the paper's Algorithm 1, processors/DML.py
-        peer=None,  # the paper's main table: two networks of one architecture
+        weight: NonNegative = 1.0,  # the paper; config/DML/cifar100/resnet56-20.yaml
+        update: Literal["alternating", "simultaneous"] = "alternating",  # the paper's Algorithm 1, processors/DML.py
+        peer: str | None = None,  # the paper's main table: two networks of one architecture
     ):
         super().__init__()
-        kinds = ("alternating", "simultaneous")
-        if weight < 0:
-            raise Problem(f"dml.weight: {weight} must not be negative")
-        if update not in kinds:
-            raise Problem(f"dml.update: {update!r} must be {' or '.join(kinds)}{nearest(update, kinds)}")
         self.weight, self.update, self.peer_name = weight, update, peer
-        self.peer = self.seen = None
+        self.peer = None
+        self.looked = ()  # (batch, Outputs of student and peer) of the student's step, which the peer's step follows
         self.of = ()  # the student that the peer learns with; in a tuple, so that it is no submodule
 
-    def start(self, student, teacher, student_example, teacher_example):
+    def build(self, student, teacher, student_example, teacher_example):
         if not self.knows(student):  # another teacher's shapes are no reason to forget what the peer has learnt
             self.of = (student,)
             self.peer = fresh_copy(student, student_example.logits.shape[1], self.peer_name)
@@ -78,31 +77,29 @@ class DML(Knowledge):
         self.peer.to(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
         yield from ()
 
-    def see(self, images):
-        """Run the peer on the batch; with gradients only if its own step will use this very pass."""
-        with torch.set_grad_enabled(self.update == "simultaneous"):
-            self.seen = run_networks(self.peer, images, self.precision)
-
     def mutual(self, mine, other, peer_learns):
-        """What the learner with Output `mine` takes from the other's: named, weighted terms. peer_learns: whether it is the peer."""
+        """{name: weighted term} of the learner with Output `mine`; peer_learns: whether that is the peer."""
         return {"mutual": self.weight * softened_divergence(mine.logits, other.logits.detach(), 1.0)}
 
-    def loss(self, student, teacher, labels):
-        self.student_seen = student
-        return self.mutual(student, self.seen, peer_learns=False)
+    def loss(self, student, teacher, batch):
+        if not self.looked or self.looked[0] is not batch:  # of several teachers, at the first
+            # the peer's own step learns from this pass if both update simultaneously
+            with torch.set_grad_enabled(self.update == "simultaneous"):
+                self.looked = batch, student, run_networks(self.peer, batch.images, self.precision)
+        return self.mutual(student, self.looked[2], peer_learns=False)
 
-    def peers(self, student, teacher):
-        def loss(images, labels):
-            mine, other = self.seen, self.student_seen
-            self.seen = self.student_seen = None
+    def amend(self, phase, student, teacher):
+        def loss(batch):
+            _, other, mine = self.looked
+            self.looked = ()
             if self.update == "alternating":
-                mine = run_networks(self.peer, images, self.precision)
+                mine = run_networks(self.peer, batch.images, self.precision)
                 with torch.no_grad():
-                    other = run_networks(student, images, self.precision)
+                    other = run_networks(student, batch.images, self.precision)
             terms = {f"peer {name}": value for name, value in self.mutual(mine, other, peer_learns=True).items()}
-            return terms | {"peer labels": F.cross_entropy(mine.logits, labels)}
+            return terms | {"peer labels": F.cross_entropy(mine.logits, batch.labels)}
 
-        return [Learner([self.peer, *self.peer_trained()], loss)]
+        phase.learners.append(Learner([self.peer, *self.peer_trained()], loss))
 
     def peer_trained(self):
         """The submodules that learn beside the peer."""

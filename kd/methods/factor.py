@@ -1,42 +1,44 @@
 """FT: factor transfer (Kim, Park, Kwak, NeurIPS 2018, arXiv 1802.04977).
 
-    first    min over (E_t, R)   mean | R(E_t(f_t)) - f_t |                       an auto-encoder on the frozen teacher's map
+    first    min over (E_t, R)   mean | R(E_t(f_t)) - f_t |                  an auto-encoder on the frozen teacher's map
     then     L_FT = weight * mean | E_s(f_s) / ||E_s(f_s)|| - E_t(f_t) / ||E_t(f_t)|| |
 
-f_t, f_s: last feature maps. E_t(f_t) is the teacher's *factor*, a paraphrase of its map; E_s, the student's translator, learns
-beside the student. Norms are L2, of an image's flattened factor; the mean runs over all images and entries.
+f_t, f_s: last feature maps. E_t(f_t) is the teacher's *factor*, a paraphrase of its map; E_s, the student's translator,
+learns beside the student. Norms are L2, of an image's flattened factor; the mean runs over all images and entries.
 
 Readings and deviations, all of them:
-* Coders, their initialisation, mean normalisation, L1 reconstruction, weight 500, half of the teacher's channels, 30 of 160
-  epochs for the auto-encoder at a constant learning rate: the FT baseline in IE-KD's repository (aliyun/Revisiting-Knowledge-
-  Distillation-..., model/auto_encoder.py, loss/factor_transfer.py, loss/reconstruction.py, processors/FT.py, config/ft).
-* collapse=True is HobbitLong/RepDistiller's distance (distiller_zoo/FT.py): the mean over channels of the squared factor,
-  flattened and normalised, as in attention transfer; its weight is 200 (scripts/run_cifar_distill.sh). Its paraphraser (biases,
-  no batch norm, transposed convolutions, mean squared reconstruction) is not offered.
-* The mean absolute difference of normalised factors of D entries shrinks as 1 / sqrt(D), so a weight suits one D. The authors' is
-  2048 (32 channels, 8x8). rescale=True multiplies the term by sqrt(D / 2048), which keeps their balance for other sizes (1/4
-  for 32 channels, 2x2), and changes nothing at theirs. With collapse, D counts positions and the reference is 64. Default off.
+* Coders, their initialisation, mean normalisation, L1 reconstruction, weight 500, half of the teacher's channels, 30 of
+  160 epochs for the auto-encoder at a constant learning rate: the FT baseline in IE-KD's repository
+  (aliyun/Revisiting-Knowledge- Distillation-..., model/auto_encoder.py, loss/factor_transfer.py,
+  loss/reconstruction.py, processors/FT.py, config/ft).
+* collapse=True is HobbitLong/RepDistiller's distance (distiller_zoo/FT.py): the mean over channels of the squared
+  factor, flattened and normalised, as in attention transfer; its weight is 200 (scripts/run_cifar_distill.sh). Its
+  paraphraser (biases, no batch norm, transposed convolutions, mean squared reconstruction) is not offered.
+* The mean absolute difference of normalised factors of D entries shrinks as 1 / sqrt(D), so a weight suits one D. The
+  authors' is 2048 (32 channels, 8x8). rescale=True multiplies the term by sqrt(D / 2048), which keeps their balance for
+  other sizes (1/4 for 32 channels, 2x2), and changes nothing at theirs. With collapse, D counts positions and the
+  reference is 64. Default off.
 * Where maps differ in size the larger *factor* is average-pooled to the smaller, so the teacher's auto-encoder always
   works on whole maps.
-* Under a curriculum the auto-encoder trains again before every lesson, from where it stood: another teacher, other maps.
-* Translator and student take their steps from one optimizer, as in the authors' code. The auto-encoder's epochs are no
-  epochs of the student.
+* Under a curriculum the auto-encoder trains again before every lesson, on the new teacher's maps, from where it stood.
+* Translator and student take their steps from one optimizer, as in the authors' code. The auto-encoder's epochs do
+  not count as the student's.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kd.errors import Problem
-from kd.methods import Knowledge, Learner, Phase, freeze
+from kd.errors import NonNegative, Positive, checked
 from kd.methods.attention import attention
-from kd.methods.hints import same_size
+from kd.methods.base import Knowledge, Learner, Phase, freeze
+from kd.methods.features import same_size
 from kd.models import run_networks
 
 
 class Coder(nn.Sequential):
-    """(N, inputs, H, W) -> (N, outputs, H, W): three 3x3 convolutions without bias, each with batch norm and leaky ReLU (0.1)
-    behind it, and one more leaky ReLU in front. Source: model/auto_encoder.py of IE-KD's repository."""
+    """(N, inputs, H, W) -> (N, outputs, H, W): three 3x3 convolutions without bias, each with batch norm and leaky ReLU
+    (0.1) behind it, and one more leaky ReLU in front. Source: model/auto_encoder.py of IE-KD's repository."""
 
     def __init__(self, inputs, outputs):
         layers = [nn.LeakyReLU(0.1)]
@@ -74,18 +76,18 @@ def factor_distance(first, second, power=1):
 
 
 def balance(entries, reference=2048):
-    """sqrt(entries / reference): keeps a weight meant for normalised maps of `reference` entries an image right for others."""
+    """sqrt(entries / reference): adapts a weight from normalised maps of `reference` entries to maps of `entries`."""
     return (entries / reference) ** 0.5
 
 
 def collapsed_distance(first, second):
-    """Mean absolute difference of the maps' squares, averaged over channels and normalised (RepDistiller). Scalar >= 0."""
+    """RepDistiller's: mean absolute difference of the squares, averaged over channels and normalised. Scalar >= 0."""
     first, second = same_size(first, second)
     return (attention(first) - attention(second)).abs().mean()
 
 
 def reconstruction_loss(auto_encoder, feature):
-    """Mean absolute error of rebuilding the map (N, C, H, W), in the map's own units; no gradient into the map. Scalar >= 0."""
+    """Mean absolute error of rebuilding the map (N, C, H, W), in its units, >= 0; no gradient goes into the map."""
     return F.l1_loss(auto_encoder(feature.detach())[1], feature.detach())
 
 
@@ -95,48 +97,42 @@ def count_factors(share, channels):
 
 
 def auto_encoder_phase(auto_encoders, maps_of, teacher, recipe, share):
-    """The phase that trains the teacher's auto-encoders at a constant rate, for a share of the recipe's epochs (at least 1).
+    """The phase that trains the teacher's auto-encoders at a constant rate, for a share of the recipe's epochs, 1 or
+    more.
 
     auto_encoders: nn.ModuleList, one a map; maps_of: (teacher's Output) -> the maps, in the same order.
     """
 
-    def loss(images, labels):
-        maps = maps_of(run_networks(teacher, images, recipe.precision))
+    def loss(batch):
+        maps = maps_of(run_networks(teacher, batch.images, recipe.precision))
         losses = [reconstruction_loss(coder, m) for coder, m in zip(auto_encoders, maps, strict=True)]
         return {"reconstruction": sum(losses)}
 
-    recipe = recipe.but(epochs=max(1, round(share * recipe.epochs)), schedule="constant")
+    recipe = recipe.replace(epochs=max(1, round(share * recipe.epochs)), schedule="constant")
     return Phase("auto-encoder", [Learner([auto_encoders], loss)], recipe)
 
 
-def check_factors(name, factor_channels, auto_encoder_epochs):
-    """Problem unless 0 < factor_channels (a share) and 0 < auto_encoder_epochs (a share)."""
-    if factor_channels <= 0:
-        raise Problem(f"{name}.factor_channels: {factor_channels} must be a share of the teacher's channels above 0")
-    if auto_encoder_epochs <= 0:
-        raise Problem(f"{name}.auto_encoder_epochs: {auto_encoder_epochs} must be a share of the epochs above 0")
-
-
+@checked("ft")
 class FT(Knowledge):
-    """weight: >= 0. factor_channels: share > 0 of the teacher's last channels. auto_encoder_epochs: share > 0 of the run's epochs.
-    collapse: average the factor's channels away first, as RepDistiller. rescale: weigh factors of any size as the authors' size."""
+    """weight: >= 0. factor_channels: share > 0 of the teacher's last channels. rescale: adapt the weight to the
+    factor's size.
+
+    auto_encoder_epochs: share > 0 of the run's epochs. collapse: average the factor's channels first, as RepDistiller.
+    """
 
     def __init__(
         self,
-        weight=500.0,  # IE-KD's repository, config/ft; RepDistiller: 200, with collapse
-        factor_channels=0.5,  # config/ft: 64 -> 32
-        auto_encoder_epochs=0.1875,  # config/ft: 30 of 160
-        collapse=False,  # RepDistiller: True
-        rescale=False,  # the authors: no
+        weight: NonNegative = 500.0,  # IE-KD's repository, config/ft; RepDistiller: 200, with collapse
+        factor_channels: Positive = 0.5,  # config/ft: 64 -> 32
+        auto_encoder_epochs: Positive = 0.1875,  # config/ft: 30 of 160
+        collapse: bool = False,  # RepDistiller: True
+        rescale: bool = False,  # the authors: no
     ):
         super().__init__()
-        if weight < 0:
-            raise Problem(f"ft.weight: {weight} must not be negative")
-        check_factors("ft", factor_channels, auto_encoder_epochs)
         self.weight, self.factor_channels, self.share = weight, factor_channels, auto_encoder_epochs
         self.collapse, self.rescale = collapse, rescale
 
-    def start(self, student, teacher, student_example, teacher_example):
+    def build(self, student, teacher, student_example, teacher_example):
         mine, theirs = student_example.features[-1].shape[1], teacher_example.features[-1].shape[1]
         factors = count_factors(self.factor_channels, theirs)
         self.auto_encoders = nn.ModuleList([AutoEncoder(theirs, factors)])
@@ -147,7 +143,7 @@ class FT(Knowledge):
         yield auto_encoder_phase(self.auto_encoders, lambda output: output.features[-1:], teacher, recipe, self.share)
         freeze(self.auto_encoders)
 
-    def loss(self, student, teacher, labels):
+    def loss(self, student, teacher, batch):
         factor = self.auto_encoders[0].encoder(teacher.features[-1])
         mine, factor = same_size(self.translator(student.features[-1]), factor)
         weight, distance = self.weight, collapsed_distance if self.collapse else factor_distance

@@ -2,76 +2,81 @@
 
 The student's last map is split by channel. One part must look like the teacher's map, the other must not:
 
-    first    min mean | R(E_t(f_t)) - f_t |                          an auto-encoder on the frozen teacher's map, as for FT
+    first    min mean | R(E_t(f_t)) - f_t |                          an auto-encoder on the frozen teacher's map
     then     L = L_goal + inherit_weight * d(E_i(f_inherit), E_t(f_t)) - explore_weight * d(E_e(f_explore), E_t(f_t))
              d(a, b) = mean | a / ||a|| - b / ||b|| |
 
-E_i and E_e, one encoder a part, learn beside the student. Norms are L2, of an image's flattened factor; the mean runs over all
-images and entries. Source of the formulas: aliyun/Revisiting-Knowledge-Distillation-an-Inheritance-and-Exploration-Framework
-(processors/IE_KD.py, model/auto_encoder.py, loss/factor_transfer.py, loss/reconstruction.py).
+E_i and E_e, one encoder a part, learn beside the student. Norms are L2, of an image's flattened factor; the mean runs
+over all images and entries. Source of the formulas:
+aliyun/Revisiting-Knowledge-Distillation-an-Inheritance-and-Exploration-Framework (processors/IE_KD.py,
+model/auto_encoder.py, loss/factor_transfer.py, loss/reconstruction.py).
 
 Readings and deviations, all of them:
-* In that repository's IE_KD.py the frozen network is called student and the split, trained one teacher; here names are the paper's.
-* weights 50 and 50: best in the paper's Table 6b, known from a reading note only; the repository's config sets 1 and 1. d is
-  a mean (the code), so it shrinks with the factor's size D as 1 / sqrt(D): for the authors' D = 2048, unrelated factors have
-  d = 0.025, and 50 d = 1.2, about the size of the cross-entropy. For a smaller D the same weight pulls harder: rescale=True
-  multiplies the terms by sqrt(D / 2048) (features: 4096, attention maps: 64; all three are the authors' 8x8 maps), which changes
-  nothing at their sizes. Default off. Cosine and CKA do not depend on D.
+* In that repository's IE_KD.py the frozen network is called student and the split, trained one teacher; here names are
+  the paper's.
+* weights 50 and 50: best in the paper's Table 6b, known from a reading note only; the repository's config sets 1 and 1.
+  d is a mean (the code), so it shrinks with the factor's size D as 1 / sqrt(D): for the authors' D = 2048, unrelated
+  factors have d = 0.025, and 50 d = 1.2, about the size of the cross-entropy. For a smaller D the same weight pulls
+  harder: rescale=True multiplies the terms by sqrt(D / 2048) (features: 4096, attention maps: 64; all three are the
+  authors' 8x8 maps), which changes nothing at their sizes. Default off. Cosine and CKA do not depend on D.
 * Half of the channels inherit: the first half ("natural", the default there) or a fixed random one ("random").
-* distance "cosine": 1 - cos to inherit, |cos| to explore (their CosLoss). "cka": theirs has no sign and is the similarity itself;
-  ours is 1 - CKA to inherit and CKA to explore. "l2" is their p = 2: the root of the mean square.
-* carry="features" is our IE-FitNet: a 1x1 convolution lifts either part to the teacher's channels. Maps are normalised first, for
-  FitNet's own distance has no upper bound and the exploring part would run away. carry="attention" is our IE-AT: the attention map
-  of either part against that of the teacher's whole map ("l2" is the root of AT's own distance). The paper applies IE to such
-  methods, its code does not show how.
-* Where maps differ in size what is compared is average-pooled to the smaller size. The repository's pairs have one size.
-* Not offered: the repository's RBF kernel for CKA, its DDT loss, other powers p, and weights that fall from epoch to epoch (its
-  configs keep them constant). A reading note prints the reconstruction as squared L2; the code, and we, have L1.
+* distance "cosine": 1 - cos to inherit, |cos| to explore (their CosLoss). "cka": theirs has no sign and is the
+  similarity itself; ours is 1 - CKA to inherit and CKA to explore. "l2" is their p = 2: the root of the mean square.
+* carry="features" is our IE-FitNet: a 1x1 convolution lifts either part to the teacher's channels. Maps are normalised
+  first, for FitNet's own distance has no upper bound and the exploring part would run away. carry="attention" is our
+  IE-AT: the attention map of either part against that of the teacher's whole map ("l2" is the root of AT's own
+  distance). The paper applies IE to such methods, its code does not show how.
+* Where maps differ in size what is compared is average-pooled to the smaller size. The repository's pairs have one
+  size.
+* Not offered: the repository's RBF kernel for CKA, its DDT loss, other powers p, and weights that fall from epoch to
+  epoch (its configs keep them constant). A reading note prints the reconstruction as squared L2; the code, and we, have
+  L1.
 * The unused decoders of the student's parts, which the repository builds and never trains, are left out.
 * The auto-encoder trains again before each lesson of a curriculum, from where it stood, at the recipe's initial rate.
-* IE-DML is in no public code. Our reading: DML, and either network is split; its first part inherits from the peer's factor,
-  its other part explores away from it. There is no converged peer to train an auto-encoder on, so each network's own learns
-  to rebuild its map in every step, without pulling at the map. split_networks="student" splits the student alone.
+* IE-DML is in no public code. Our reading: DML, and either network is split; its first part inherits from the peer's
+  factor, its other part explores away from it. There is no converged peer to train an auto-encoder on, so each
+  network's own learns to rebuild its map in every step, without pulling at the map. split_networks="student" splits the
+  student alone.
 """
 
 import copy
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from torch import nn
 
-from kd.errors import Problem, nearest
-from kd.methods import Knowledge, freeze
+from kd.errors import ConfigError, NonNegative, Positive, checked
 from kd.methods.attention import check_attention
+from kd.methods.base import Knowledge, freeze
 from kd.methods.dml import DML
 from kd.methods.factor import (
     AutoEncoder,
     Coder,
     auto_encoder_phase,
     balance,
-    check_factors,
     count_factors,
     factor_distance,
     reconstruction_loss,
 )
-from kd.methods.hints import check_taps, features_at, same_size
+from kd.methods.features import Taps, features_at, same_size
 from kd.models import evaluate, feature_shapes
 
-CHOICES = {
-    "split": ("natural", "random"),
-    "distance": ("l1", "l2", "cosine", "cka"),
-    "carry": ("factors", "attention", "features"),
-    "split_networks": ("both", "student"),
-}
+Part = Annotated[float, Interval(gt=0, lt=1)]
+Split = Literal["natural", "random"]
+Distance = Literal["l1", "l2", "cosine", "cka"]
+Carry = Literal["factors", "attention", "features"]
 AUTHORS_SIZE = {"factors": 32 * 8 * 8, "features": 64 * 8 * 8, "attention": 8 * 8}  # entries an image
 COMPARED = 1000  # test images that measurements of similarity look at
 
 
 def linear_cka(first, second):
-    """Linear centred kernel alignment (Kornblith et al. 2019) of two representations of the same N images, (N, ...) each.
+    """Linear centred kernel alignment (Kornblith et al. 2019) of two representations (N, ...) of the same N images.
 
-    ||X^T Y||^2 / (||X^T X|| ||Y^T Y||), Frobenius norms of the centred, flattened representations. Scalar in [0, 1]; 1 when equal up
-    to rotation and scale. Computed from the N x N Gram matrices, which are small however many features there are.
+    ||X^T Y||^2 / (||X^T X|| ||Y^T Y||), Frobenius norms of the centred, flattened representations. Scalar in [0, 1]; 1
+    when equal up to rotation and scale. Computed from the N x N Gram matrices, which are small however many features
+    there are.
     """
     x, y = (m.flatten(1) - m.flatten(1).mean(0) for m in (first, second))
     x, y = x @ x.T, y @ y.T
@@ -81,8 +86,8 @@ def linear_cka(first, second):
 def inherit_distance(mine, theirs, kind="l1"):
     """How far a part's representation lies from the teacher's, maps (N, C, H, W) with as many channels. Scalar >= 0.
 
-    l1: mean absolute difference of the normalised maps; l2: the root of their mean squared difference; cosine: 1 - cos, mean over
-    images, at most 2; cka: 1 - linear CKA, at most 1. 0 for equal maps.
+    l1: mean absolute difference of the normalised maps; l2: the root of their mean squared difference; cosine: 1 - cos,
+    mean over images, at most 2; cka: 1 - linear CKA, at most 1. 0 for equal maps.
     """
     mine, theirs = same_size(mine, theirs)
     if kind == "cka":
@@ -93,7 +98,7 @@ def inherit_distance(mine, theirs, kind="l1"):
 
 
 def explore_loss(mine, theirs, kind="l1"):
-    """What the exploring part minimises: minus the distance, or |cos|, or CKA. Bounded below. Same shapes as inherit_distance."""
+    """What the exploring part minimises: minus the distance, |cos|, or CKA. Bounded below. Shapes as above."""
     if kind == "cosine":
         mine, theirs = same_size(mine, theirs)
         return F.cosine_similarity(mine.flatten(1), theirs.flatten(1)).abs().mean()
@@ -111,10 +116,10 @@ def both_terms(parts, target, kind, carry, rescale):
 
 
 def split_channels(channels, share, split):
-    """(inheriting, exploring) channel numbers, int64; a random split follows the seed. Problem when either part would be empty."""
+    """(inheriting, exploring) channel numbers, int64; random ones follow the seed. ConfigError if one is empty."""
     count = round(share * channels)
     if not 0 < count < channels:
-        raise Problem(f"iekd.share: {share} of {channels} channels leaves a part empty; choose a share between 0 and 1")
+        raise ConfigError(f"iekd.share: {share} of {channels} channels leaves a part empty; choose one nearer 0.5")
     # its own generator, so that every lesson draws alike, however many weights were drawn before
     seeded = torch.Generator().manual_seed(torch.initial_seed())
     order = torch.randperm(channels, generator=seeded) if split == "random" else torch.arange(channels)
@@ -129,8 +134,8 @@ def attention_map(feature):
 class Halves(nn.Module):
     """The two parts of a map and what is compared of them. Buffers `inherit` and `explore` hold the channel numbers.
 
-    forward: (N, channels, H, W) -> (inheriting, exploring) representations: factors (N, factors, H, W), features lifted to
-    (N, target_channels, H, W), or attention maps (N, 1, H, W).
+    forward: (N, channels, H, W) -> (inheriting, exploring) representations: factors (N, factors, H, W), features lifted
+    to (N, target_channels, H, W), or attention maps (N, 1, H, W).
     """
 
     def __init__(self, channels, target_channels, factors, share, split, carry):
@@ -151,19 +156,19 @@ class Halves(nn.Module):
 
 
 def represented(feature, auto_encoder, carry):
-    """What the other network shows of its map (N, C, H, W): its factor, its attention map, or the map itself."""
+    """What the other network's map (N, C, H, W) is compared as: its factor, its attention map, or the map itself."""
     if carry == "factors":
         return auto_encoder.encoder(feature)
     return attention_map(feature) if carry == "attention" else feature
 
 
 def silenced(network, channels):
-    """A copy of the network to which these channels of its last feature map say nothing: their weights in the head are zero.
+    """A copy of the network that ignores these channels of its last feature map: their weights in the head are zero.
 
-    Means what it says where the head reads the mean of that map, channel by channel; Problem for a channel the head lacks.
+    Exact where the head reads the mean of that map, channel by channel; ConfigError for a channel the head lacks.
     """
     if int(channels.max()) >= network.head.in_features:
-        raise Problem(
+        raise ConfigError(
             f"channel {int(channels.max())}: the head reads {network.head.in_features}, not the last map's channels"
         )
     network = copy.deepcopy(network)
@@ -172,51 +177,35 @@ def silenced(network, channels):
     return network
 
 
-def check_options(name, **values):
-    """Problem for a negative weight, a share outside (0, 1), or an unknown choice."""
-    for key, value in values.items():
-        if key in CHOICES and value not in CHOICES[key]:
-            raise Problem(
-                f"{name}.{key}: {value!r} must be one of {', '.join(CHOICES[key])}{nearest(value, CHOICES[key])}"
-            )
-        if key.endswith("weight") and value < 0:
-            raise Problem(f"{name}.{key}: {value} must not be negative")
-        if key == "share" and not 0 < value < 1:
-            raise Problem(
-                f"{name}.share: {value} of the channels would leave a part empty; choose a share between 0 and 1"
-            )
-
-
+@checked("iekd")
 class IEKD(Knowledge):
-    """inherit_weight, explore_weight: >= 0. share: of the channels that inherit, in (0, 1). split, distance, carry: see CHOICES.
+    """inherit_weight, explore_weight: >= 0. share: of the channels that inherit, in (0, 1). split, distance, carry:
+    explained above.
 
-    taps: "last", "middle", "all", or stage numbers; terms are summed over them. factor_channels: share > 0 of the teacher's
-    channels. auto_encoder_epochs: share > 0 of the run's epochs (carry="factors" only). rescale: weigh any size as theirs.
+    taps: "last", "middle", "all", or stage numbers; terms are summed over them. factor_channels: share > 0 of the
+    teacher's channels. auto_encoder_epochs: share > 0 of the run's epochs (carry="factors" only). rescale: adapt the
+    weights to the map's size.
     """
 
     def __init__(
         self,
-        inherit_weight=50.0,  # best in the paper's Table 6b (reading note); the repository's config: 1
-        explore_weight=50.0,  # as above
-        share=0.5,  # processors/IE_KD.py; best in the paper's Table 5 (reading note)
-        split="natural",  # the repository's default
-        distance="l1",  # loss/factor_transfer.py NormLoss; best in the paper's Table 6a (reading note)
-        carry="factors",  # the repository
-        taps="last",  # model/resnet.py: the last map before pooling
-        factor_channels=0.5,  # config/ie_kd.yaml: 64 -> 32
-        auto_encoder_epochs=0.1875,  # config/ie_kd.yaml: 30 of 160
-        rescale=False,  # the repository: no
+        inherit_weight: NonNegative = 50.0,  # best in the paper's Table 6b (reading note); the repository's config: 1
+        explore_weight: NonNegative = 50.0,  # as above
+        share: Part = 0.5,  # processors/IE_KD.py; best in the paper's Table 5 (reading note)
+        split: Split = "natural",  # the repository's default
+        distance: Distance = "l1",  # loss/factor_transfer.py NormLoss; best in the paper's Table 6a (reading note)
+        carry: Carry = "factors",  # the repository
+        taps: Taps = "last",  # model/resnet.py: the last map before pooling
+        factor_channels: Positive = 0.5,  # config/ie_kd.yaml: 64 -> 32
+        auto_encoder_epochs: Positive = 0.1875,  # config/ie_kd.yaml: 30 of 160
+        rescale: bool = False,  # the repository: no
     ):
         super().__init__()
-        check_options("iekd", inherit_weight=inherit_weight, explore_weight=explore_weight, share=share)
-        check_options("iekd", split=split, distance=distance, carry=carry)
-        check_taps(taps, "iekd")
-        check_factors("iekd", factor_channels, auto_encoder_epochs)
         self.inherit_weight, self.explore_weight, self.share, self.split = inherit_weight, explore_weight, share, split
         self.distance, self.carry, self.taps, self.rescale = distance, carry, taps, rescale
         self.factor_channels, self.encoder_share = factor_channels, auto_encoder_epochs
 
-    def start(self, student, teacher, student_example, teacher_example):
+    def build(self, student, teacher, student_example, teacher_example):
         pairs = features_at(self.taps, teacher_example.features, student_example.features)
         if self.carry == "attention":
             check_attention("iekd", pairs)
@@ -234,7 +223,7 @@ class IEKD(Knowledge):
             yield auto_encoder_phase(self.auto_encoders, self.teacher_maps, teacher, recipe, self.encoder_share)
             freeze(self.auto_encoders)
 
-    def loss(self, student, teacher, labels):
+    def loss(self, student, teacher, batch):
         inherit = explore = 0.0
         for number, (t, s) in enumerate(features_at(self.taps, teacher.features, student.features)):
             target = represented(t, self.auto_encoders[number] if self.carry == "factors" else None, self.carry)
@@ -251,10 +240,11 @@ class IEKD(Knowledge):
 
 @torch.no_grad()
 def compare_halves(halves, student, other, data, taps="last"):
-    """What became of the two parts of the student's (deepest tapped) map, on test images.
+    """Measurements of the two parts of the student's (deepest tapped) map, on test images.
 
-    cka_inherit, cka_explore: linear CKA with the other network's map, in [0, 1], on the first COMPARED images. without_inherit,
-    without_explore: test accuracy in percent with that part silenced; only where the head reads that map's channels.
+    cka_inherit, cka_explore: linear CKA with the other network's map, in [0, 1], on the first COMPARED images.
+    without_inherit, without_explore: test accuracy in percent with that part silenced,
+    only where the head reads that map's channels.
     """
     images = next(iter(data.chunks("test", COMPARED))).images
     output = student.eval()(images)
@@ -269,41 +259,40 @@ def compare_halves(halves, student, other, data, taps="last"):
     return found
 
 
+@checked("iedml")
 class IEDML(DML):
-    """DML's parameters (weight, update, peer), and IEKD's. split_networks: "both" or "student". weight=0: without DML's divergence.
+    """DML's parameters (weight, update, peer), and IEKD's. split_networks: "both" or "student". weight=0: without DML's
+    divergence.
 
     factor_channels: share > 0 of the channels of the narrower network's last map.
     """
 
     def __init__(
         self,
-        weight=1.0,  # as DML
-        update="alternating",  # as DML; the notes say that the two learn alternately
-        peer=None,  # as DML
-        inherit_weight=50.0,  # as IEKD
-        explore_weight=50.0,  # as IEKD
-        share=0.5,  # as IEKD
-        split="natural",  # as IEKD
-        distance="l1",  # as IEKD
-        carry="factors",  # as IEKD
-        factor_channels=0.5,  # as IEKD
-        rescale=False,  # as IEKD
-        split_networks="both",  # our reading: each network inherits from and explores away from the other
+        weight: NonNegative = 1.0,  # as DML
+        update: Literal["alternating", "simultaneous"] = "alternating",  # as DML
+        peer: str | None = None,  # as DML
+        inherit_weight: NonNegative = 50.0,  # as IEKD
+        explore_weight: NonNegative = 50.0,  # as IEKD
+        share: Part = 0.5,  # as IEKD
+        split: Split = "natural",  # as IEKD
+        distance: Distance = "l1",  # as IEKD
+        carry: Carry = "factors",  # as IEKD
+        factor_channels: Positive = 0.5,  # as IEKD
+        rescale: bool = False,  # as IEKD
+        split_networks: Literal["both", "student"] = "both",  # our reading
     ):
         super().__init__(weight, update, peer)
-        check_options("iedml", inherit_weight=inherit_weight, explore_weight=explore_weight, share=share)
-        check_options("iedml", split=split, distance=distance, carry=carry, split_networks=split_networks)
-        check_factors("iedml", factor_channels, 1)
         self.inherit_weight, self.explore_weight, self.share, self.split = inherit_weight, explore_weight, share, split
         self.distance, self.carry, self.factor_channels = distance, carry, factor_channels
         self.rescale, self.split_networks = rescale, split_networks
 
-    def start(self, student, teacher, student_example, teacher_example):
+    def build(self, student, teacher, student_example, teacher_example):
         if self.knows(student):
             return
         if self.carry == "attention":
             check_attention("iedml", [(student_example.features[-1],) * 2])
-        super().start(student, teacher, student_example, teacher_example)
+        super().build(student, teacher, student_example, teacher_example)
         mine = theirs = student_example.features[-1].shape[1]
         if self.peer_name:
             images = next(m.in_channels for m in self.peer.modules() if isinstance(m, nn.Conv2d))

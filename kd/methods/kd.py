@@ -7,8 +7,8 @@ The factor T^2 keeps the gradient's size when T changes: softening divides it by
 
 import torch.nn.functional as F
 
-from kd.errors import Problem
-from kd.methods import Knowledge
+from kd.errors import ConfigError, NonNegative, Positive, checked
+from kd.methods.base import Knowledge
 
 
 def softened_divergence(student_logits, teacher_logits, temperature):
@@ -22,26 +22,31 @@ def softened_divergence(student_logits, teacher_logits, temperature):
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
+@checked("kd")
 class KD(Knowledge):
-    """temperature T > 0; alpha in [0, 1], the teacher's share.
+    """temperature: T > 0. alpha: in [0, 1], the teacher's share. label_weight: >= 0, instead of 1 - alpha.
 
-    Defaults T = 4, alpha = 0.9 as RepDistiller's KD row (scripts/run_cifar_distill.sh). label_weight overrides 1 - alpha:
+    With label_weight given, alpha may be any number >= 0:
     `KD(alpha=1, temperature=1, label_weight=1)` is RCO's H_S + lambda KL with lambda = 1.
     """
 
-    def __init__(self, temperature=4.0, alpha=0.9, label_weight=None):
+    def __init__(
+        self,
+        temperature: Positive = 4.0,  # RepDistiller scripts/run_cifar_distill.sh, the KD row
+        alpha: NonNegative = 0.9,  # as above
+        label_weight: NonNegative | None = None,  # 1 - alpha
+    ):
         super().__init__()
-        if temperature <= 0:
-            raise Problem(f"kd.temperature: {temperature} must be above 0")
-        if alpha < 0 or (alpha > 1 and label_weight is None):
-            raise Problem(f"kd.alpha: {alpha} must lie between 0 and 1 (or give label_weight as well)")
+        if alpha > 1 and label_weight is None:
+            raise ConfigError(f"kd.alpha: {alpha} must lie between 0 and 1 (or give label_weight as well)")
         self.temperature, self.alpha = temperature, alpha
         self.label_weight = 1 - alpha if label_weight is None else label_weight
 
-    def start(self, student, teacher, student_example, teacher_example):
+    def build(self, student, teacher, student_example, teacher_example):
         mine, theirs = student_example.logits.shape[1], teacher_example.logits.shape[1]
         if mine != theirs:
-            raise Problem(f"kd: the teacher tells {theirs} classes apart and the student {mine}; logits need the same classes in both")
+            counts = f"the teacher has {theirs} classes and the student {mine}"
+            raise ConfigError(f"kd: {counts}; logits need the same classes in both")
 
-    def loss(self, student, teacher, labels):
+    def loss(self, student, teacher, batch):
         return {"logits": self.alpha * softened_divergence(student.logits, teacher.logits, self.temperature)}

@@ -38,23 +38,17 @@ smaller. With statistic weights and several teachers at once, the scales are tho
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kd.errors import Problem, nearest
-from kd.methods import Knowledge
-from kd.methods.hints import check_taps, features_at
+from kd.errors import ConfigError, NonNegative, Positive, Share, checked
+from kd.methods.base import Knowledge
+from kd.methods.features import Taps, features_at
 from kd.models import Supernet, Tapped
 from kd.models.supernet import NormPerWidth
-
-CHOICES = {
-    "aggregation": ("group", "none", "gram"),
-    "statistic": ("activations", "weights"),
-    "mapping": ("learned", "pooled", "sorted"),
-    "recoding": ("top-k", "threshold", "mask gradient", "l1", "none"),
-}
 
 
 def fewer(values, count, order):
@@ -118,7 +112,7 @@ def norm_scales(network):
     """The sizes |scale| of the norms in each group: a list of (C,) tensors a group, still attached to the graph.
 
     Groups are a network's stages, or a Tapped network's tapped layers; of a Supernet's norms the active width's count.
-    Raises Problem where there are none.
+    Raises ConfigError where there are none.
     """
     if isinstance(network, Tapped):
         groups = [network.module.get_submodule(tap.layer) for tap in network.taps]
@@ -127,7 +121,7 @@ def norm_scales(network):
         groups = getattr(inner, "stages", None)
         if groups is None:
             name = type(network).__name__
-            raise Problem(f"kr.statistic weights: {name} has no stages; wrap it in kd.Tapped or take activations")
+            raise ConfigError(f"kr.statistic weights: {name} has no stages; wrap it in kd.Tapped or take activations")
     found = []
     for number, group in enumerate(groups):
         norms, inside = [], set()
@@ -138,69 +132,56 @@ def norm_scales(network):
             elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)) and module.affine and id(module) not in inside:
                 norms.append(module.weight)
         if not norms:
-            raise Problem(f"kr.statistic weights: stage {number} has no norm with a scale; take activations")
+            raise ConfigError(f"kr.statistic weights: stage {number} has no norm with a scale; take activations")
         found.append([norm.abs() for norm in norms])
     return found
 
 
+@checked("kr")
 class KR(Knowledge):
     """Knowledge representing, our reading. `KR() + KD()` adds posterior to prior knowledge, as the abstract suggests.
 
     weight: > 0, of this loss beside the labels' 1. temperature: T > 0. keep: in (0, 1], see recoding. penalty: >= 0,
-    used by recoding l1 alone. taps: "last", "middle", "all", stage numbers, or None. The choices are explained above; other values
-    raise Problem.
+    used by recoding l1 alone. taps: "last", "middle", "all", stage numbers, or None. The choices are explained above.
     """
 
     def __init__(
         self,
-        weight=3.0,  # not public; ours: of 1, 3, 10 the best on validation images of digits (searches/kr.yaml)
-        aggregation="group",  # the survey's "multi-layer group"
-        statistic="activations",  # fits distribution and cross-entropy best; "parameters" to the letter is an option
-        keep=0.5,  # not public; ours: of 0.25, 0.5 the best there; tables/kr_ablation.yaml tries three
-        temperature=1.0,  # not public; a plain softmax
-        recoding="top-k",  # the simplest that gives penalised gradients to the letter
-        mapping=None,  # learned for activations, sorted for weights
-        penalty=1e-3,  # not public; ours
-        taps=None,  # as many of the deepest stages as both networks have
+        weight: Positive = 3.0,  # not public; ours: of 1, 3, 10 the best on digits' validation images
+        aggregation: Literal["group", "none", "gram"] = "group",  # the survey's "multi-layer group"
+        statistic: Literal["activations", "weights"] = "activations",  # fits distribution and cross-entropy best
+        keep: Share = 0.5,  # not public; ours: of 0.25, 0.5 the best there; tables/kr_ablation.yaml tries three
+        temperature: Positive = 1.0,  # not public; a plain softmax
+        # the simplest that gives penalised gradients to the letter
+        recoding: Literal["top-k", "threshold", "mask gradient", "l1", "none"] = "top-k",
+        mapping: Literal["learned", "pooled", "sorted"] | None = None,  # learned for activations, sorted for weights
+        penalty: NonNegative = 1e-3,  # not public; ours
+        taps: Taps | None = None,  # as many of the deepest stages as both networks have
     ):
         super().__init__()
         if mapping is None:
             mapping = "learned" if statistic == "activations" else "sorted"
         self.aggregation, self.statistic, self.recoding, self.mapping = aggregation, statistic, recoding, mapping
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                value = getattr(self, name)
-                raise Problem(f"kr.{name}: unknown {value!r}{nearest(value, known)}; choose from {', '.join(known)}")
         if statistic == "weights" and aggregation == "gram":
-            raise Problem("kr.aggregation: gram needs feature maps; take statistic activations, or another aggregation")
+            raise ConfigError("kr.aggregation: gram needs feature maps; take statistic activations, or none or group")
         if statistic == "weights" and mapping != "sorted":
-            raise Problem(f"kr.mapping: {mapping} needs feature maps; with statistic weights take sorted")
+            raise ConfigError(f"kr.mapping: {mapping} needs feature maps; with statistic weights take sorted")
         if aggregation == "gram" and mapping == "sorted":
-            raise Problem("kr.mapping: sorted forgets which channel is which, and gram needs it; take another mapping")
-        for name, value, fine in (
-            ("weight", weight, weight > 0),
-            ("temperature", temperature, temperature > 0),
-            ("keep", keep, 0 < keep <= 1),
-            ("penalty", penalty, penalty >= 0),
-        ):
-            if not fine:
-                raise Problem(f"kr.{name}: {value} is out of range; see KR in kd/methods/kr.py")
-        if taps is not None:
-            check_taps(taps, "kr")
+            raise ConfigError("kr.mapping: sorted loses the channels' order, and gram needs it; take learned or pooled")
         self.weight, self.keep, self.temperature, self.penalty, self.taps = weight, keep, temperature, penalty, taps
         self.regressors, self.networks = nn.ModuleList(), ()
 
-    def start(self, student, teacher, student_example, teacher_example):
+    def build(self, student, teacher, student_example, teacher_example):
         pairs = self.pairs(student_example, teacher_example)
         least = [min(t.shape[1], s.shape[1]) if self.mapping != "learned" else t.shape[1] for t, s in pairs]
         if min(least) < 2:
-            raise Problem("kr.taps: a stage leaves a single coordinate, and a distribution over one says nothing; take other stages")
+            raise ConfigError("kr.taps: a stage leaves a single coordinate, no distribution; take other stages")
         self.networks = (student, teacher)  # in a tuple, so that they do not become submodules
         if self.statistic == "activations" and self.mapping == "learned":
             self.regressors = nn.ModuleList(nn.Conv2d(s.shape[1], t.shape[1], 1) for t, s in pairs)
 
     def prepare(self, student, teacher, data, recipe, lesson):
-        self.networks = (student, teacher)  # a later lesson's teacher may have features of the same shapes: no start
+        self.networks = (student, teacher)  # again, as build is not called for a later teacher with the same shapes
         return iter(())
 
     def pairs(self, student, teacher):
@@ -239,7 +220,7 @@ class KR(Knowledge):
             found.append((codes[1], codes[0]))
         return found
 
-    def loss(self, student, teacher, labels):
+    def loss(self, student, teacher, batch):
         settings = (self.temperature, self.keep, self.recoding, self.penalty)
         total = sum(recoded_cross_entropy(mine, theirs, *settings) for mine, theirs in self.codes(student, teacher))
         return {"representation": self.weight * total}

@@ -1,65 +1,69 @@
-"""PWKD: from partial to whole knowledge (Zhang, Zhang, Sun 2021, arXiv 2109.12507). OUR READING: only the abstract is public.
+"""PWKD: from partial to whole knowledge (Zhang, Zhang, Sun 2021, arXiv 2109.12507). OUR READING of its abstract.
 
-A curriculum. The teacher is rebuilt as sub-networks of the same depth that share their weights and grow in channel width, the
-last one whole (kd.models.Supernet, trained jointly by kd.teachers.train_supernet). The student learns in stages, from the
-narrowest sub-teacher to the whole one, with a cyclic learning rate, by any existing way of distilling:
+No more than the abstract is public.
+
+A curriculum. The teacher is rebuilt as sub-networks of the same depth that share their weights and grow in channel
+width, the last one whole (kd.models.Supernet, trained jointly by kd.teachers.train_supernet). The student learns in
+stages, from the narrowest sub-teacher to the whole one, with a cyclic learning rate, by any existing way of distilling:
 
     for i = 1..n:   start the learning rate's cycle anew; learn from sub-network w_i;  keep the weights
     PWKD() * KD(),  PWKD() * FitNet(),  PWKD() * (KD() + AT())
 
-What is established is the paragraph above. Ours, because nothing more is public; some other readings are options:
- * Widths: those of the supernet, 0.25, 0.5, 0.75, 1 by default (supernet.widths in params.yaml); `stages` takes fewer of them.
+Only the paragraph above is established. What follows is our choice, because nothing more is public; some other choices
+are options:
+ * Widths: those of the supernet, 0.25, 0.5, 0.75, 1 by default (supernet.widths in params.yaml); `stages` takes
+   fewer of them.
  * A batch norm a width, and leading slices of the weights, as in slimmable networks (kd/models/supernet.py).
- * Joint training: cross-entropy at every width; option distil_in_place (kd/teachers.py). The jointly trained whole network is
-   another teacher than a normally trained one, so tables hold plain KD from both.
- * Budget: the student's epochs are those of plain KD, split among the stages. A full schedule for every stage is the same
-   with n times the epochs (a row's `epochs: n`).
+ * Joint training: cross-entropy at every width; option distil_in_place (kd/teachers.py). The jointly trained whole
+   network is another teacher than a normally trained one, so tables hold plain KD from both.
+ * Budget: the student's epochs are those of plain KD, split among the stages. A full schedule for every stage is the
+   same with n times the epochs (a row's `epochs: n`).
  * Cycle: one cosine cycle a stage; or `schedule` "step", "triangular", "constant", or "recipe", the recipe's own.
    recipe.cycles = 2 makes two cycles a stage. restart=False is the control: one schedule over all stages.
- * Knowledge with weights of its own (regressors, encoders) builds them anew at every stage, as the teacher's channels change;
-   the optimizer then starts afresh, restart or not.
+ * Knowledge with weights of its own (regressors, encoders) builds them anew at every stage, as the teacher's channels
+   change; the optimizer then starts afresh, restart or not.
 """
 
-from kd.errors import Problem, nearest
-from kd.methods import Curriculum, Lesson, split_epochs
-from kd.recipe import SCHEDULES
+from typing import Literal
 
-ORDERS = ("narrow to wide", "wide to narrow", "together")
-SPLITS = ("equal", "width")
+from kd.errors import ConfigError, PositiveInt, checked
+from kd.methods.base import Curriculum, Lesson, split_epochs
+from kd.recipe import Schedule
 
 
 def spread(widths, stages):
-    """The numbers (from 0) of `stages` of `widths` widths, evenly spread and ending at the whole one: 2 of 4 are 1 and 3."""
+    """The numbers (from 0) of `stages` of `widths` widths, evenly spread and ending at the last: 2 of 4 are 1 and 3."""
     return [-(-k * widths // stages) - 1 for k in range(1, stages + 1)]
 
 
+@checked("pwkd")
 class PWKD(Curriculum):
     """Lessons over the sub-networks of a supernet.
 
-    order: "narrow to wide" (the paper's), "wide to narrow" or "together" (controls; together: one lesson whose loss is the
-        mean over all sub-teachers).
+    order: "narrow to wide" (the paper's), "wide to narrow" or "together" (controls; together: one lesson whose loss is
+        the mean over all sub-teachers).
     schedule: of the learning rate within a stage, "cosine", "step", "triangular", "constant", or "recipe".
     restart: each stage begins the schedule anew (the cyclic learning rate); False: one schedule for all stages.
     stages: how many widths, evenly spread and ending at the whole network; None: all that the supernet has.
     split: how the epochs are shared among stages, "equal" or "width" (in proportion to the sub-teacher's width).
     """
 
-    def __init__(self, order="narrow to wide", schedule="cosine", restart=True, stages=None, split="equal"):
-        choices = (("order", order, ORDERS), ("schedule", schedule, (*SCHEDULES, "recipe")), ("split", split, SPLITS))
-        for name, value, known in choices:
-            if value not in known:
-                raise Problem(f"pwkd.{name}: unknown {value!r}{nearest(value, known)}; known: {', '.join(known)}")
-        if stages is not None and (type(stages) is not int or stages < 1):
-            raise Problem(f"pwkd.stages: {stages!r} must be a whole number, 1 or more")
-        if not isinstance(restart, bool):
-            raise Problem(f"pwkd.restart: {restart!r} must be true or false")
+    def __init__(
+        self,
+        order: Literal["narrow to wide", "wide to narrow", "together"] = "narrow to wide",  # the abstract
+        schedule: Literal[Schedule, "recipe"] = "cosine",  # ours; the abstract says cyclic
+        restart: bool = True,  # the abstract's cyclic learning rate
+        stages: PositiveInt | None = None,  # ours: all
+        split: Literal["equal", "width"] = "equal",  # ours
+    ):
         self.order, self.schedule, self.restart, self.stages, self.split = order, schedule, restart, stages, split
 
     def next(self, done, epochs, teachers, student, data):
         supernet = teachers["supernet"]
         stages = self.stages or len(supernet)
         if stages > len(supernet):
-            raise Problem(f"pwkd.stages: {stages} stages, but the supernet has {len(supernet)} widths; ask for fewer, or give it more")
+            have = f"{stages} stages, but the supernet has {len(supernet)} widths"
+            raise ConfigError(f"pwkd.stages: {have}; ask for fewer, or give it more")
         chosen = spread(len(supernet), stages)
         # a plain list of networks will do for a supernet; it does not say how wide they are
         widths = getattr(supernet, "widths", [(i + 1) / len(supernet) for i in range(len(supernet))])
@@ -72,4 +76,5 @@ class PWKD(Curriculum):
         group, length = groups[len(done)], split_epochs(epochs, shares, "pwkd.stages")[len(done)]
         info = {"widths": [widths[index] for index in group]}
         name = "width " + " + ".join(f"{width:g}" for width in info["widths"])
-        return Lesson("supernet", group, length, self.restart, None if self.schedule == "recipe" else self.schedule, name, info)
+        schedule = None if self.schedule == "recipe" else self.schedule
+        return Lesson("supernet", group, length, self.restart, schedule, name, info)

@@ -1,12 +1,13 @@
 """RCO: learn along the teacher's route (Jin et al., ICCV 2019, arXiv 1904.09149).
 
-A curriculum. The teacher saved its weights along its own training, C_1 .. C_N, the last one converged. The student learns
-from an early state first and goes on, with the weights it has, to later and harder ones (the anchors), until the converged one:
+A curriculum. The teacher saved its weights along its own training, C_1 .. C_N, the last one converged. The student
+learns from an early state first and goes on, with the weights it has, to later and harder ones (the anchors), until the
+converged one:
 
     RCO("one-stage") * KD()          L = H_S + lambda KL(P_anchor || P_student), anchor by anchor
 
 Strategies, with the names of the paper's Table 7:
-    one-stage    EEI, equal epoch intervals: the whole route inside the student's normal epochs and learning-rate schedule.
+    one-stage    EEI, equal epoch intervals: the whole route inside the student's normal epochs and its schedule.
                  Paper: an anchor every M_gap = 10 of 240 teacher epochs, so 24 anchors.
     multi-stage  EEI-n: n anchors, each with a full schedule of its own. Give n times the epochs (a row's `epochs: n`);
                  a lesson gets epochs / n.
@@ -17,32 +18,38 @@ Strategies, with the names of the paper's Table 7:
 Readings and deviations, all of them:
  * The algorithm is taken as printed: `while j < N` never tests the last state. As printed it also returns i when state
    i+1 is already too hard, and would stand still; then we go on to i+1.
- * H is the mean over images of KL(teacher || student) at temperature 1, in nats; `direction` and `temperature` change that.
-   The paper says only "KL-type". r does not depend on H's scale. The images are the validation split's: train images that
-   neither network learns from.
- * The first anchor of the greedy search is not public: `first` is a fixed early state (default: the first one saved), or
-   "search": the same search with the untrained student, as if it came from state 1.
+ * H is the mean over images of KL(teacher || student) at temperature 1, in nats; `direction` and `temperature` change
+   that. The paper says only "KL-type". r does not depend on H's scale. The images are the validation split's: train
+   images that neither network learns from.
+ * The first anchor of the greedy search is not public: `first` is a fixed early state (default: the first one saved),
+   or "search": the same search with the untrained student, as if it came from state 1.
  * Every anchor of multi-stage and greedy has the learning rate's schedule anew, which fits the paper's total epochs.
  * With the greedy search the number of lessons is not known beforehand. A lesson has epochs / `lessons` epochs.
-   within_budget=True, ours: at most `lessons` lessons, the last one, on the converged teacher, takes all that is left, so
-   that the total is `epochs`. within_budget=False, the paper's: lessons of that length until the converged teacher
+   within_budget=True, ours: at most `lessons` lessons, the last one, on the converged teacher, takes all that is left,
+   so that the total is `epochs`. within_budget=False, the paper's: lessons of that length until the converged teacher
    has been learnt from, however many that takes; the record counts them.
- * delta 0.8, the 10,000 images and the form of L are known from a blog on the paper only. States are saved epochs apart, never a few
-   steps; short lessons at a low learning rate for every anchor, which that blog mentions, are not offered.
+ * delta 0.8, the 10,000 images and the form of L are known from a blog on the paper only. States are saved epochs
+   apart, never a few steps; short lessons at a low learning rate for every anchor, which that blog mentions, are not
+   offered.
  * lambda and the loss's temperature are not public. They are KD's: `KD(alpha=1, temperature=1, label_weight=1)` is the
    formula above to the letter; tables use it where they say so, else KD's own defaults for KD and RCO alike.
 """
 
+from typing import Annotated, Literal
+
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 
-from kd.errors import Problem, nearest
-from kd.methods import Curriculum, Lesson, freeze, split_epochs, state_at, state_at_epoch, teacher_epochs
+from kd.errors import ConfigError, NonNegativeInt, Positive, PositiveInt, Worded, checked
+from kd.methods.base import Curriculum, Lesson, freeze, split_epochs, state_at, state_at_epoch, teacher_epochs
 from kd.models.base import EVALUATION_CHUNK
 
-STRATEGIES = ("one-stage", "multi-stage", "greedy")
-DIRECTIONS = ("teacher to student", "student to teacher")
 PAPER_ANCHORS = 24  # 240 teacher epochs / M_gap 10 (Table 7)
+First = Annotated[
+    NonNegativeInt | Annotated[float, Interval(gt=0, lt=1)] | Literal["search"],
+    Worded("the number of a state from 0, a share between 0 and 1, or 'search'"),
+]
 
 
 def divergence(student_log, teacher_log, direction="teacher to student"):
@@ -64,12 +71,12 @@ def nearest_states(epochs, count):
 def equal_intervals(epochs, count):
     """The numbers (from 0) of `count` states at equal epoch intervals, ending at the last one.
 
-    epochs: the epoch of each saved state, increasing. Each anchor is the state saved nearest to its epoch, the earlier on a
-    tie. Raises Problem when the states are too few or lie too unevenly for `count` different anchors.
+    epochs: the epoch of each saved state, increasing. Each anchor is the state saved nearest to its epoch, the earlier
+    on a tie. Raises ConfigError when the states are too few or lie too unevenly for `count` different anchors.
     """
     chosen = nearest_states(epochs, count)
     if len(set(chosen)) < count:
-        raise Problem(
+        raise ConfigError(
             f"rco.anchors: {count} equal intervals do not fall on different states of the {len(epochs)} saved; ask for "
             "fewer anchors, or save the route more often (teacher.every)"
         )
@@ -79,63 +86,53 @@ def equal_intervals(epochs, count):
 def greedy_anchor(H, current, states, delta):
     """Algorithm 2 as printed, with states numbered from 0: the last state after `current` that is still easy enough.
 
-    H: state number -> divergence; called only for the states that the search looks at. delta: the relaxation factor, > 0.
-    Returns `current` itself when the very next state is too hard. The last state is never tested.
+    H: state number -> divergence; called only for the states that the search looks at. delta: the relaxation factor,
+    > 0. Returns `current` itself when the very next state is too hard. The last state is never tested.
     """
     j = current + 1
     while j < states - 1:
-        # (H_j - H_i) / H_i > delta, written so that H_i = 0 does no harm
+        # (H_j - H_i) / H_i > delta, written without the division, for H_i may be 0
         if H(j) - H(current) > delta * H(current):
             return j - 1
         j += 1
     return states - 1
 
 
+@checked("rco")
 class RCO(Curriculum):
     """Lessons along the teacher's route.
 
     strategy: "one-stage" (default: the paper's at equal epochs), "multi-stage" or "greedy".
-    anchors: how many, for one-stage and multi-stage. None: 24, the paper's, or as many as states and epochs allow if fewer;
-        multi-stage: 4, the paper's best of 2, 3, 4.
+    anchors: how many, for one-stage and multi-stage. None: 24, the paper's, or as many as states and epochs allow if
+        fewer; multi-stage: 4, the paper's best of 2, 3, 4.
     delta: greedy's relaxation factor, > 0; 0.8 is the paper's for MobileNetV2.
-    first: greedy's first anchor: a whole number is the state's (0 is the first saved one, the default), a fraction a share
-        of the teacher's epochs, "search" looks for it with the untrained student.
+    first: greedy's first anchor: a whole number is the state's (0 is the first saved one, the default), a fraction a
+        share of the teacher's epochs, "search" looks for it with the untrained student.
     lessons: greedy's lessons are epochs / lessons long; 3, as the paper's 720 epochs are 3 x 240.
     within_budget: greedy never trains longer than `epochs` (True), or until it is done (False, the paper's).
     temperature: > 0, of the divergence H. direction: of H, "teacher to student" or "student to teacher".
     images: held-out images for H at most, drawn once; 10,000 as for the paper's Figure 3.
-    trace: keep, in the record of every lesson, H of the student against every state of the route (the paper's Figure 3).
-        Without a validation split there is nothing to keep, and the greedy search raises Problem.
+    trace: keep, in the record of every lesson, H of the student against every state of the route (Figure 3).
+        Without a validation split there is nothing to keep, and the greedy search raises ConfigError.
 
-    Every lesson's info has teacher_epoch, after the lesson `divergence`, a list with H of each state (None: not looked at), and
-    with greedy `next_by_search`, the teacher epoch of the anchor that the search asks for (the budget may say otherwise).
+    Every lesson's info has teacher_epoch, after the lesson `divergence`, a list with H of each state (None: not looked
+    at), and with greedy `next_by_search`, the teacher epoch of the anchor that the search found (within_budget may take
+    another).
     """
 
     def __init__(
         self,
-        strategy="one-stage",
-        anchors=None,
-        delta=0.8,
-        first=0,
-        lessons=3,
-        within_budget=True,
-        temperature=1.0,
-        direction="teacher to student",
-        images=10_000,
-        trace=True,
+        strategy: Literal["one-stage", "multi-stage", "greedy"] = "one-stage",
+        anchors: PositiveInt | None = None,
+        delta: Positive = 0.8,
+        first: First = 0,
+        lessons: PositiveInt = 3,
+        within_budget: bool = True,
+        temperature: Positive = 1.0,
+        direction: Literal["teacher to student", "student to teacher"] = "teacher to student",
+        images: PositiveInt = 10_000,
+        trace: bool = True,
     ):
-        for name, value, known in (("strategy", strategy, STRATEGIES), ("direction", direction, DIRECTIONS)):
-            if value not in known:
-                raise Problem(f"rco.{name}: unknown {value!r}{nearest(value, known)}; known: {', '.join(known)}")
-        for name, value in (("delta", delta), ("temperature", temperature)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise Problem(f"rco.{name}: {value!r} must be a number above 0")
-        for name, value in (("anchors", anchors), ("lessons", lessons), ("images", images)):
-            if not (name == "anchors" and value is None) and (type(value) is not int or value < 1):
-                raise Problem(f"rco.{name}: {value!r} must be a whole number, 1 or more")
-        fine = first == "search" or (type(first) is int and first >= 0) or (type(first) is float and 0 < first < 1)
-        if not fine:
-            raise Problem(f"rco.first: {first!r} must be a state's number from 0, a share between 0 and 1, or 'search'")
         self.strategy, self.anchors, self.delta, self.first = strategy, anchors, delta, first
         self.lessons, self.within_budget = lessons, within_budget
         self.temperature, self.direction, self.images, self.trace = temperature, direction, images, trace
@@ -144,7 +141,7 @@ class RCO(Curriculum):
     def next(self, done, epochs, teachers, student, data):
         route = teachers["route"]
         if len(route) < 2:
-            raise Problem("RCO needs a route of several teacher states, and this one has a single state; save more (teacher.every)")
+            raise ConfigError("RCO needs a route of several states, and this is a single one; lower teacher.every")
         H, seen = self.prepare_for(route, data).measured(student, data)
         if done and self.trace and len(data.labels["validation"]):
             for state in range(len(route)):
@@ -156,7 +153,7 @@ class RCO(Curriculum):
         return lesson
 
     def prepare_for(self, route, data):
-        """Forget what was known of another route, or on other data."""
+        """Forget the log-probabilities of another route, or on other data."""
         if route is not self.route or data is not self.data:
             self.route, self.data, self.teacher_logs = route, data, {}
         return self
@@ -171,9 +168,11 @@ class RCO(Curriculum):
         states, count = teacher_epochs(self.route), self.anchors
         if count is None:
             most = min(PAPER_ANCHORS if self.strategy == "one-stage" else 4, len(states), epochs)
-            count = next(n for n in range(most, 0, -1) if len(set(nearest_states(states, n))) == n)  # one state always fits
+            # one state always fits
+            count = next(n for n in range(most, 0, -1) if len(set(nearest_states(states, n))) == n)
         if count > len(states):
-            raise Problem(f"rco.anchors: {count} anchors, but the route has {len(states)} states; ask for fewer, or lower teacher.every")
+            have = f"{count} anchors, but the route has {len(states)} states"
+            raise ConfigError(f"rco.anchors: {have}; ask for fewer, or lower teacher.every")
         plan = list(zip(equal_intervals(states, count), split_epochs(epochs, [1] * count, "rco.anchors"), strict=True))
         if len(done) == len(plan):
             return None
@@ -183,7 +182,8 @@ class RCO(Curriculum):
         """The lesson after `done` for the greedy search."""
         last, length = len(self.route) - 1, epochs // self.lessons
         if length < 1:
-            raise Problem(f"rco.lessons: {epochs} epochs do not make {self.lessons} lessons; raise epochs or lower rco.lessons")
+            have = f"{epochs} epochs do not make {self.lessons} lessons"
+            raise ConfigError(f"rco.lessons: {have}; raise epochs or lower rco.lessons")
         if done and done[-1].indices[0] == last:
             return None
         if done:
@@ -195,7 +195,7 @@ class RCO(Curriculum):
         else:
             state = self.first if type(self.first) is int else state_at(self.route, self.first)
             if state > last:
-                raise Problem(f"rco.first: state {state}, but the route's {last + 1} states are 0 to {last}")
+                raise ConfigError(f"rco.first: state {state}, but the route's {last + 1} states are 0 to {last}")
         if self.within_budget and (state == last or len(done) == self.lessons - 1):
             state, length = last, epochs - sum(lesson.epochs for lesson in done)
         return self.lesson(state, length, restart=True)
@@ -221,7 +221,7 @@ class RCO(Curriculum):
         """(N, classes) float64 of a network on the held-out images, in eval mode, on the CPU."""
         count = len(data.labels["validation"])
         if not count:
-            raise Problem("the greedy search needs held-out images, and the validation split is empty; set data.validation")
+            raise ConfigError("the greedy search needs held-out images, and there are none; set data.validation")
         kept = torch.zeros(count, dtype=torch.bool)
         kept[torch.randperm(count, generator=torch.Generator().manual_seed(0))[: self.images]] = True
         was_training, parts = network.training, []

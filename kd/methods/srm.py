@@ -8,17 +8,17 @@ C (D, K) and one intercept b, both learnt:
     x^(h,w) = C s^                       the same codewords rebuild the features
     K = int(mu D),  k = max(1, int(D lambda mu)),  D: the teacher's channels
 
-Three stages. 1: the teacher's codebooks learn sum_l mean (x_l - x^_l)^2 while the teacher stays as it is. 2: the student and
-codebooks of its own, with as many codewords, learn from labels that need no label of the data,
+Three stages. 1: the teacher's codebooks learn sum_l mean (x_l - x^_l)^2 while the teacher stays as it is. 2: the
+student and codebooks of its own, with as many codewords, learn from labels that need no label of the data,
 
     pixel labels   sum_l CE( s_student(h,w), argmax_k s_teacher(h,w) )     mean over images and positions
     image labels   sum_l BCE( mean_hw s_student, mean_hw s^_teacher )      mean over images and codewords
 
-Only the teacher's side is sparse. 3: the student forgets its codebooks and learns as usual, `SRM() + KD()` as the authors do;
-`SRM()` alone fine-tunes on the labels, `SRM(probe=True)` learns the head alone.
+Only the teacher's side is sparse. 3: the student forgets its codebooks and learns as usual, `SRM() + KD()` as the
+authors do; `SRM()` alone fine-tunes on the labels, `SRM(probe=True)` learns the head alone.
 
-Source: viebboy/SRM cifar100/code: Layers.py (blocks), DenseNet.py (K and k), Utility.py (losses, stages), exp_configurations.py.
-Losses are in nats, or in squared units of the features (stage 1).
+Source: viebboy/SRM cifar100/code: Layers.py (blocks), DenseNet.py (K and k), Utility.py (losses, stages),
+exp_configurations.py. Losses are in nats, or in squared units of the features (stage 1).
 
 As in that code, each with a parameter that turns it off:
   - sigmoid_logits: the pixel loss takes similarities in (0, 1) for logits, so it cannot fall below ln((e + K - 1) / e).
@@ -26,10 +26,10 @@ As in that code, each with a parameter that turns it off:
   - fresh_optimizer: Adam starts afresh at each fall of the learning rate in stages 1 and 2.
   - freeze_statistics: batch norm's running statistics move while only the head learns.
 Unlike it, each with a parameter that does as the code:
-  - drift: stage 1 of the code runs the teacher in train mode, which moves its batch norm statistics; the labels then come from
-    that drifted teacher, stage 3's logits from the original. Here the teacher stays as it is.
-  - selection: a stage of the code goes on with the best of the states at the ends of its three stretches of learning rate: by
-    training loss (stage 1), validation loss (2) and validation accuracy (3). Here it goes on with its last state.
+  - drift: stage 1 of the code runs the teacher in train mode, which moves its batch norm statistics; the labels then
+    come from that drifted teacher, stage 3's logits from the original. Here the teacher stays as it is.
+  - selection: a stage of the code goes on with the best of the states at the ends of its three learning-rate segments:
+    by training loss (stage 1), validation loss (2) and validation accuracy (3). Here it goes on with its last state.
 Unlike it:
   - Batches are as large as the lesson's (the code: 512, 384 and 128 for stages 1, 2 and 3).
   - A lesson has one optimizer; the code makes a new one at each fall of the learning rate in stage 3 too.
@@ -40,17 +40,17 @@ Unlike it:
 import math
 from functools import partial
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kd.errors import Problem, nearest
-from kd.methods import Knowledge, Learner, Phase
-from kd.methods.hints import check_head, check_taps, features_at, same_size
+from kd.errors import ConfigError, NonNegative, Positive, Share, checked
+from kd.methods.base import Knowledge, Learner, Phase
+from kd.methods.features import Taps, check_head, features_at, same_size
 from kd.models import run_networks
 
-TARGETS = ("both", "pixel", "image")
 FALLS_CODEBOOKS = (10 / 100, 70 / 100)  # where the learning rate falls tenfold: after 10 and 70 of 100 epochs,
 FALLS_STUDENT = (30 / 160, 130 / 160)  # and after 30 and 130 of 160
 
@@ -81,8 +81,8 @@ def rebuilt(code, codebook):
 def pixel_loss(student, teacher_similarity):
     """Cross-entropy with the teacher's strongest codeword as the class of each position.
 
-    student: (N, K, H, W), taken for logits; teacher_similarity: (N, K, H, W). A scalar in nats, mean over positions, >= 0, and
-    >= `pixel_floor(K)` when `student` holds similarities in (0, 1).
+    student: (N, K, H, W), taken for logits; teacher_similarity: (N, K, H, W). A scalar in nats, mean over positions, >=
+    0, and >= `pixel_floor(K)` when `student` holds similarities in (0, 1).
     """
     return F.cross_entropy(student, teacher_similarity.argmax(1))
 
@@ -129,63 +129,46 @@ class HeldStatistics(nn.Module):
         return super().train(mode)
 
 
+@checked("srm")
 class SRM(Knowledge):
-    """Two preparing stages before the first lesson; see the module's docstring. Wrong values raise Problem.
+    """Two preparing stages before the first lesson; see the module's docstring.
 
     taps: "all", "middle", "last" or stage numbers. warm_up: student epochs of stage 2, and codebook_epochs:
-    epochs of stage 1, both as shares of the lessons' epochs. within_budget: stage 2 is taken out of the student's epochs instead
-    of coming on top. every_lesson: stages 1 and 2 come before every lesson of a curriculum, not the first alone; codebooks go on from
-    where they stood.
+    epochs of stage 1, both as shares of the lessons' epochs. within_budget: stage 2 is taken out of the student's
+    epochs instead of coming on top. every_lesson: stages 1 and 2 come before every lesson of a curriculum, not the
+    first alone; codebooks go on from where they stood.
     """
 
     def __init__(
         self,
-        codewords=2.0,  # mu: codewords a teacher channel; the authors' grid is 1.5, 2, 3, their probe takes 2
-        sparsity=0.02,  # lambda: share of the codewords kept at a position; grid 0.01, 0.02, 0.03
-        target="both",  # both | pixel | image: the labels of stage 2; the code calls them global-local, local, global
-        taps=(0, 1, -1),  # stages, from 0, -1 the last; the three that the CIFAR-100 code taps
-        pooled=False,  # also tap the last stage's mean over positions, as the transfer and ImageNet code does
-        warm_up=0.8,  # stage 2: share of the lessons' epochs; 160 of 200
-        codebook_epochs=0.5,  # stage 1: share of the lessons' epochs; 100 of 200
-        within_budget=False,  # True compares at equal student epochs
-        every_lesson=False,  # once is enough where all lessons' teachers resemble each other
-        optimizer="adam",  # of stages 1 and 2: adam | sgd
-        learning_rate=1e-3,  # of stages 1 and 2; falls tenfold twice
-        codebook_weight_decay=0.0,  # stage 1
-        weight_decay=1e-4,  # stage 2, on the student and its codebooks
-        fresh_optimizer=True,  # the code makes a new Adam at each fall of the learning rate
-        sigmoid_logits=True,  # False: the pixel loss takes C^T f + b
-        drift=False,  # True: labels from a teacher whose batch norm statistics stage 1 has moved
-        selection=False,  # True: a stage, a lesson too, ends with its best state at the ends of stretches of learning rate
-        exact_atoms=False,  # True: exactly k codewords a position, ties or not
-        probe=False,  # True: the lessons train the student's head alone
-        freeze_statistics=False,  # with probe: True holds the student's batch norm statistics too
+        codewords: Positive = 2.0,  # mu: codewords a teacher channel; grid 1.5, 2, 3; the probe's
+        sparsity: Share = 0.02,  # lambda: share of the codewords kept at a position; grid 0.01, 0.02, 0.03
+        target: Literal["both", "pixel", "image"] = "both",  # the labels of stage 2
+        taps: Taps = (0, 1, -1),  # the three stages that the CIFAR-100 code taps
+        pooled: bool = False,  # also tap the last stage's mean over positions, as the transfer and ImageNet code does
+        warm_up: NonNegative = 0.8,  # stage 2: share of the lessons' epochs; 160 of 200
+        codebook_epochs: NonNegative = 0.5,  # stage 1: share of the lessons' epochs; 100 of 200
+        within_budget: bool = False,  # True: stage 2 is part of the student's epochs
+        every_lesson: bool = False,  # True: stages 1 and 2 before every lesson, not the first alone
+        optimizer: Literal["adam", "sgd"] = "adam",  # of stages 1 and 2
+        learning_rate: Positive = 1e-3,  # of stages 1 and 2; falls tenfold twice
+        codebook_weight_decay: NonNegative = 0.0,  # stage 1
+        weight_decay: NonNegative = 1e-4,  # stage 2, on the student and its codebooks
+        fresh_optimizer: bool = True,  # the code makes a new Adam at each fall of the learning rate
+        sigmoid_logits: bool = True,  # False: the pixel loss takes C^T f + b
+        drift: bool = False,  # True: labels from a teacher whose batch norm statistics stage 1 has moved
+        selection: bool = False,  # True: a stage, or a lesson, continues from its best state
+        exact_atoms: bool = False,  # True: exactly k codewords a position, ties or not
+        probe: bool = False,  # True: the lessons train the student's head alone
+        freeze_statistics: bool = False,  # with probe: True holds the student's batch norm statistics too
     ):
         super().__init__()
-        checks = {
-            "codewords": (codewords, codewords > 0),
-            "sparsity": (sparsity, 0 < sparsity <= 1),
-            "warm_up": (warm_up, warm_up >= 0),
-            "codebook_epochs": (codebook_epochs, codebook_epochs >= 0),
-            "optimizer": (optimizer, optimizer in ("adam", "sgd")),
-            "learning_rate": (learning_rate, learning_rate > 0),
-            "weight_decay": (weight_decay, weight_decay >= 0),
-            "codebook_weight_decay": (codebook_weight_decay, codebook_weight_decay >= 0),
-        }
-        for name, (value, fine) in checks.items():
-            if not fine:
-                raise Problem(f"srm.{name}: {value!r} is out of range; see SRM in kd/methods/srm.py")
-        check_taps(taps, "srm")
-        if target not in TARGETS:
-            raise Problem(f"srm.target: unknown {target!r}{nearest(target, TARGETS)}; known: {', '.join(TARGETS)}")
         if freeze_statistics and not probe:
-            raise Problem("srm.freeze_statistics holds the statistics while only the head learns; it needs probe: true")
+            raise ConfigError("srm.freeze_statistics: for when the head alone learns; it needs probe: true")
         if drift and every_lesson:
-            raise Problem("srm.drift: the statistics that drift are those of the first lesson's teacher; choose it or every_lesson")
+            raise ConfigError("srm.drift: only the first lesson's teacher drifts; choose it or every_lesson")
         if within_budget and every_lesson:
-            raise Problem(
-                "srm.within_budget: how often every_lesson warms up is not known beforehand; choose one of the two"
-            )
+            raise ConfigError("srm.within_budget: how often every_lesson warms up is not known; choose one of the two")
         self.mu, self.sparsity, self.target, self.taps, self.pooled = codewords, sparsity, target, taps, pooled
         self.share, self.codebook_share, self.within_budget = warm_up, codebook_epochs, within_budget
         self.every_lesson, self.fresh_optimizer, self.sigmoid_logits = every_lesson, fresh_optimizer, sigmoid_logits
@@ -203,17 +186,18 @@ class SRM(Knowledge):
         self.names, self.atoms, self.statistics, self.held = [], [], nn.Module(), []
 
     def size(self, channels):
-        """(K, k) for a teacher's map of D channels: Problem when fewer than two codewords are left to tell apart."""
+        """(K, k) for a teacher's map of D channels: ConfigError when K is less than two."""
         codewords, atoms = int(channels * self.mu), max(1, int(channels * (self.sparsity * self.mu)))
         if codewords < 2:
-            raise Problem(f"srm.codewords: {self.mu} times {channels} channels leaves {codewords} codewords; raise it")
+            raise ConfigError(f"srm.codewords: {self.mu} times {channels} channels are {codewords} codewords; raise it")
         return codewords, min(atoms, codewords)
 
-    def start(self, student, teacher, student_example, teacher_example):
+    def build(self, student, teacher, student_example, teacher_example):
         pairs = self.maps(teacher_example, student_example)
         sizes = [self.size(theirs.shape[1]) for theirs, _ in pairs]
         self.atoms = [atoms for _, atoms in sizes]
-        taps = range(len(pairs) - self.pooled) if self.taps == "all" else [self.taps] if isinstance(self.taps, str) else self.taps
+        taps = [self.taps] if isinstance(self.taps, str) else self.taps
+        taps = range(len(pairs) - self.pooled) if self.taps == "all" else taps
         self.names = [str(tap) for tap in taps] + ["pooled"] * self.pooled
         books = [
             (Codebook(t.shape[1], k), Codebook(s.shape[1], k)) for (t, s), (k, _) in zip(pairs, sizes, strict=True)
@@ -246,21 +230,21 @@ class SRM(Knowledge):
 
     def prepare(self, student, teacher, data, recipe, lesson):
         if self.selection and not len(data.labels["validation"]):
-            raise Problem("srm.selection chooses by validation images, and none are held out; raise data.validation")
+            raise ConfigError("srm.selection: there are no validation images to choose by; raise data.validation")
         if lesson and not self.every_lesson:
             return
         codebook_epochs, student_epochs = self.epochs(recipe.epochs)
-        plan = recipe.but(**self.common)
+        plan = recipe.replace(**self.common)
 
-        def learn_codebooks(images, labels):
+        def learn_codebooks(batch):
             with torch.no_grad():
-                theirs = self.look(teacher, images, recipe.precision, learning=True)
+                theirs = self.look(teacher, batch.images, recipe.precision, learning=True)
             return self.rebuilding_loss(theirs)
 
-        def learn_student(images, labels):
+        def learn_student(batch):
             with torch.no_grad():
-                theirs = self.look(teacher, images, recipe.precision)
-            return self.matching_loss(run_networks(student, images, recipe.precision), theirs)
+                theirs = self.look(teacher, batch.images, recipe.precision)
+            return self.matching_loss(run_networks(student, batch.images, recipe.precision), theirs)
 
         def training_loss(entry):
             return sum(entry["loss"].values())
@@ -269,27 +253,27 @@ class SRM(Knowledge):
             return self.validation_loss(student, teacher, data, recipe)
 
         learner = Learner([self.teacher_codebooks], learn_codebooks)
-        plan = plan.but(weight_decay=self.decays[0])
-        yield from self.stretches("codebooks", learner, plan, codebook_epochs, FALLS_CODEBOOKS, False, training_loss)
+        plan = plan.replace(weight_decay=self.decays[0])
+        yield from self.segments("codebooks", learner, plan, codebook_epochs, FALLS_CODEBOOKS, False, training_loss)
         learner = Learner([student, self.student_codebooks], learn_student)
-        plan = plan.but(weight_decay=self.decays[1])
-        yield from self.stretches(
+        plan = plan.replace(weight_decay=self.decays[1])
+        yield from self.segments(
             "initialisation", learner, plan, student_epochs, FALLS_STUDENT, True, validation_loss
         )
 
-    def stretches(self, name, learner, plan, epochs, falls, student_epochs, score):
-        """The phases of a stage: one, or one for each learning rate, each with an optimizer of its own."""
-        score = score if self.selection else None
+    def segments(self, name, learner, plan, epochs, falls, student_epochs, select):
+        """The phases of a stage: one, or one for each learning-rate segment, each with an optimizer of its own."""
+        select = select if self.selection else None
         if not epochs:
             return
         first = max(1, round(epochs * falls[0]))
         second = max(first, round(epochs * falls[1]))
-        plan = plan.but(milestones=[first / epochs, second / epochs])
+        plan = plan.replace(milestones=[first / epochs, second / epochs])
         for begin, end in pairwise([0, first, second, epochs]) if self.fresh_optimizer else [(0, epochs)]:
             if end > begin:
                 span = (begin / epochs, end / epochs)
-                stretch = plan.but(epochs=end - begin)
-                yield Phase(name, [learner], stretch, span, student_epochs, score, choose=end == epochs)
+                segment = plan.replace(epochs=end - begin)
+                yield Phase(name, [learner], segment, span, student_epochs, select, select_later=end < epochs)
 
     def look(self, teacher, images, precision, learning=False):
         """The teacher's Output, for stage 1 (`learning`) or for the labels."""
@@ -333,14 +317,19 @@ class SRM(Knowledge):
         """Stage 2's loss, nats, of the student in eval mode; mean over the validation images."""
         student.eval()
         total = 0.0
-        for batch in data.chunks("validation", recipe.batch_size):  # similarities of more images may not fit into memory
+        for batch in data.chunks("validation", recipe.batch_size):  # more images' similarities may not fit
             theirs = self.look(teacher, batch.images, recipe.precision)
             mine = run_networks(student, batch.images, recipe.precision)
             total += float(sum(self.matching_loss(mine, theirs).values())) * len(batch.labels)
         return total / len(data.labels["validation"])
 
     def score(self, entry):
-        return -entry["validation"] if self.selection else None
+        """How a lesson's states are compared, lower is better: minus the validation accuracy, in percent."""
+        return -entry["validation"]
+
+    def amend(self, phase, student, teacher):
+        if self.selection:
+            phase.select = self.score
 
     def trained(self):
         return self.held

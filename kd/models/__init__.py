@@ -6,7 +6,7 @@ named there; networks end in a global average, so they take any image large enou
 
 import re
 
-from kd.errors import Problem, nearest
+from kd.errors import ConfigError, nearest
 from kd.models.allcnn import AllCNN
 from kd.models.base import Output, evaluate, name_of, probe, run_networks
 from kd.models.cnn import CNN
@@ -33,15 +33,15 @@ def build(name, classes, channels=3):
     resnetD (D = 6n+2; but resnet50 is the bottleneck one), resnetDx4, wrn-D-K (D = 6n+4), vgg8/11/13/16/19,
     mobilenetv2-T-W (mobilenetv2 is T = 6, W = 0.5), resnet50, densenet121, allcnn-SCALE, cnnDxW (D = 3n).
     Weights come from torch's global generator. The network has `.name` and `.head`, its final nn.Linear.
-    Raises Problem for an unknown name or a wrong number.
+    Raises ConfigError for an unknown name or a wrong number.
     """
     if not isinstance(classes, int) or classes < 2 or not isinstance(channels, int) or channels < 1:
-        raise Problem(f"{name}: classes must be 2 or more and channels 1 or more, not {classes!r} and {channels!r}")
+        raise ConfigError(f"{name}: classes must be 2 or more and channels 1 or more, not {classes!r} and {channels!r}")
 
     try:
         network = make(str(name), {"classes": classes, "channels": channels})
-    except Problem as problem:
-        raise Problem(f"{name}: {problem}") from None
+    except ConfigError as problem:
+        raise ConfigError(f"{name}: {problem}") from None
     network.name = name
     return network
 
@@ -71,7 +71,7 @@ def make(name, size):
         return AllCNN(*found, **size)
     if found := numbers(r"cnn(\d+)x(\d+)"):
         return CNN(*found, **size)
-    raise Problem(f"no such network{nearest(name, KNOWN)}; known are such as {', '.join(KNOWN[::4])}")
+    raise ConfigError(f"no such network{nearest(name, KNOWN)}; known are such as {', '.join(KNOWN[::4])}")
 
 
 def feature_shapes(network, image_shape):

@@ -4,7 +4,7 @@ from functools import partial
 
 from torch import nn
 
-from kd.errors import Problem
+from kd.errors import ConfigError
 from kd.models.base import Staged, initialise_with_noisy_biases, layer
 
 
@@ -13,13 +13,13 @@ class AllCNN(Staged):
 
     Each convolution (3x3, the very last 1x1) has a bias, norm and LeakyReLU(0.1); the third of blocks 1 to 3
     has stride 2. Features: 4, after each block's last LeakyReLU (for 32x32 images 16, 8, 4 and 4 wide). The
-    official SRM code taps the first, second and last. Raises Problem for a scale under 1/96. Source:
+    official SRM code taps the first, second and last. Raises ConfigError for a scale under 1/96. Source:
     viebboy/SRM cifar100/code/AllCNN.py.
     """
 
     def __init__(self, scale, classes, channels=3):
         if int(96 * scale) < 1:
-            raise Problem(f"the scale must be at least 0.0105 (the paper's is 0.66), not {scale}")
+            raise ConfigError(f"the scale must be at least 0.0105 (the paper's is 0.66), not {scale}")
         stages, leaky = [], partial(nn.LeakyReLU, 0.1)
         for index, full in enumerate((96, 192, 256, 384)):
             width, layers = int(full * scale), []

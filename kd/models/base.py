@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kd.errors import Problem
+from kd.errors import ConfigError
 
 
 class Output(NamedTuple):
@@ -80,7 +80,7 @@ def name_of(network):
 def probe(network, image_shape):
     """The Output for one blank image (C, H, W), in evaluation mode; modes and statistics stay as they were.
 
-    Raises Problem where the network cannot take images of that shape.
+    Raises ConfigError where the network cannot take images of that shape.
     """
     weight = next(network.parameters(), torch.zeros(()))
     modes = [(module, module.training) for module in network.modules()]
@@ -89,7 +89,7 @@ def probe(network, image_shape):
         return network(torch.zeros(1, *image_shape, device=weight.device, dtype=weight.dtype))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        raise Problem(f"{name_of(network)} does not take images of shape {tuple(image_shape)}: {reason}") from error
+        raise ConfigError(f"{name_of(network)} does not take images of shape {tuple(image_shape)}: {reason}") from error
     finally:
         for module, training in modes:
             module.training = training
@@ -98,13 +98,13 @@ def probe(network, image_shape):
 def run_networks(network, images, precision):
     """Forward in the recipe's precision; logits and features come back in fp32, so that every loss is computed in fp32.
 
-    Raises Problem for a network that gives anything but an Output.
+    Raises ConfigError for a network that gives anything but an Output.
     """
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
         output = network(images)
     if not isinstance(output, Output):
         gives = f"{name_of(network)} gives {type(output).__name__}"
-        raise Problem(f"{gives}, not logits with feature maps; wrap it: kd.Tapped(network, layers)")
+        raise ConfigError(f"{gives}, not logits with feature maps; wrap it: kd.Tapped(network, layers)")
     if precision == "fp32":
         return output
     return Output(output.logits.float(), tuple(f.float() for f in output.features))

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from kd.errors import Problem
+from kd.errors import ConfigError
 from kd.models.base import Staged, initialise, layer
 
 
@@ -31,13 +31,13 @@ class MobileNetV2(Staged):
     The first convolution has stride 2, so 32x32 images end 2x2. Features: 4, the outputs of the last block at
     each resolution (24W, 32W, 96W, 320W channels; 16, 8, 4 and 2 wide). These are linear bottlenecks: a stage
     here has no last activation. The head reads the mean of a 1x1 convolution to 1280 channels (1280W if W >
-    1) after them. Raises Problem for T or W out of range. Source: HobbitLong/RepDistiller
+    1) after them. Raises ConfigError for T or W out of range. Source: HobbitLong/RepDistiller
     models/mobilenetv2.py.
     """
 
     def __init__(self, expansion, width, classes, channels=3):
         if expansion < 1 or int(16 * width) < 1:
-            raise Problem(f"T must be at least 1, not {expansion}, and W at least 0.0625, not {width}")
+            raise ConfigError(f"T must be at least 1, not {expansion}, and W at least 0.0625, not {width}")
         groups = (  # of (expansion, width, blocks, stride): one group a resolution
             ((1, 16, 1, 1), (expansion, 24, 2, 1)),
             ((expansion, 32, 3, 2),),

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import nn
 
-from kd.errors import Problem
+from kd.errors import ConfigError
 from kd.models.base import Staged, initialise, layer
 
 
@@ -36,14 +36,14 @@ class ResNet(Staged):
 
     Plain: 16-16-32-64; "x4": 32-64-128-256. Features: 3, after the final ReLU of each stage; for 32x32 images
     of the plain network 16x32x32, 32x16x16, 64x8x8. The head reads the mean of the last one.
-    Raises Problem for a depth that is not 6n+2, n >= 1. Source: HobbitLong/RepDistiller models/resnet.py.
+    Raises ConfigError for a depth that is not 6n+2, n >= 1. Source: HobbitLong/RepDistiller models/resnet.py.
     """
 
     def __init__(self, depth, widths, classes, channels=3):
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
             nearest = max(1, round((depth - 2) / 6)) * 6 + 2
-            raise Problem(f"depth must be 6n+2 (8, 14, 20, ...), not {depth}; the nearest is {nearest}")
+            raise ConfigError(f"depth must be 6n+2 (8, 14, 20, ...), not {depth}; the nearest is {nearest}")
         stages = [
             nn.Sequential(Block(inputs, width, stride), *(Block(width, width, 1) for _ in range(blocks - 1)))
             for inputs, width, stride in zip(widths[:-1], widths[1:], (1, 2, 2), strict=True)

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import nn
 
-from kd.errors import Problem
+from kd.errors import ConfigError
 from kd.models.allcnn import AllCNN
 from kd.models.base import name_of
 from kd.models.cnn import CNN
@@ -58,7 +58,7 @@ class Supernet(nn.Module):
     A layer of C channels has max(1, round(C * width)) at a width, so layers that are summed agree. Widths are
     fractions in (0, 1], strictly increasing, ending at 1.0; the full width is active at first and equals the
     plain network to the bit. Weights outside the active slice get gradient 0, the batch norms of other widths
-    none. A deep copy has its own active width. Raises Problem for wrong widths, and for a network whose
+    none. A deep copy has its own active width. Raises ConfigError for wrong widths, and for a network whose
     channels have no nested leading slices.
     """
 
@@ -71,10 +71,10 @@ class Supernet(nn.Module):
                 reason = "concatenated features are no leading slice of its channels"
             else:
                 reason = "how its channels are wired is not known"
-            raise Problem(f"no supernet for {name_of(network)}: {reason}; use a resnet, wrn, vgg, allcnn or cnn")
+            raise ConfigError(f"no supernet for {name_of(network)}: {reason}; use a resnet, wrn, vgg, allcnn or cnn")
         widths = tuple(float(width) for width in widths)
         if not widths or widths[-1] != 1 or widths[0] <= 0 or any(a >= b for a, b in pairwise(widths)):
-            raise Problem(f"widths {widths} must be increasing fractions in (0, 1] that end at 1.0: (0.25, 0.5, 1.0)")
+            raise ConfigError(f"widths {widths} must be increasing fractions in (0, 1] that end at 1.0: (0.25, 0.5, 1.0)")
         self.widths = widths
         self.network = copy.deepcopy(network)
         self.name = f"supernet of {name_of(network)}"
@@ -119,7 +119,7 @@ class Supernet(nn.Module):
     def select(self, index):
         """Make widths[index] the active width; negative indices count from the widest. Returns self."""
         if not -len(self.widths) <= index < len(self.widths):
-            raise Problem(f"{self.name} has no width {index}: it has {len(self.widths)}, {self.widths}")
+            raise ConfigError(f"{self.name} has no width {index}: it has {len(self.widths)}, {self.widths}")
         self.active = index % len(self.widths)
         for module in self.sliced:
             module.active = self.active

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from kd.errors import Problem, nearest
+from kd.errors import ConfigError, nearest
 from kd.models.base import Output, name_of
 
 
@@ -21,7 +21,7 @@ class Tap:
         if self.waiting:
             if not isinstance(output, torch.Tensor) or output.ndim != 4:
                 got = f"a tensor {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
-                raise Problem(f"layer {self.layer} gives {got}, not a feature map (N, C, H, W); tap a layer that does")
+                raise ConfigError(f"layer {self.layer} gives {got}, not a feature map (N, C, H, W); tap a layer that does")
             self.output = output
             if countable(output):
                 self.version = output._version
@@ -29,9 +29,9 @@ class Tap:
     def take(self):
         output, self.output, self.waiting = self.output, None, False
         if output is None:
-            raise Problem(f"layer {self.layer} took no part in the forward pass; tap a layer that does")
+            raise ConfigError(f"layer {self.layer} took no part in the forward pass; tap a layer that does")
         if countable(output) and output._version != self.version:
-            raise Problem(f"the layer after {self.layer} overwrites its output in place; tap that next layer instead")
+            raise ConfigError(f"the layer after {self.layer} overwrites its output in place; tap that next layer instead")
         return output
 
 
@@ -47,7 +47,7 @@ class Tapped(nn.Module):
     `module.named_modules()`, e.g. ["layer1", "layer2"] for a torchvision ResNet; each must give a tensor (N,
     C, H, W). Of a layer used several times in one forward pass the last output counts. The weights'
     state_dict keys start with "module."; `head` is the last nn.Linear, where there is one. A deep copy is independent.
-    Raises Problem for an unknown layer at once, and on first use for an output that is no feature map, is
+    Raises ConfigError for an unknown layer at once, and on first use for an output that is no feature map, is
     overwritten in place, or never appears, or for a module that gives no logits.
     """
 
@@ -59,10 +59,10 @@ class Tapped(nn.Module):
         few = ", ".join([name for name, _ in module.named_children()][:8])
         layers = [layers] if isinstance(layers, str) else list(layers)
         if not layers:
-            raise Problem(f"no layer of {self.name} to tap: name at least one, such as {few}")
+            raise ConfigError(f"no layer of {self.name} to tap: name at least one, such as {few}")
         for layer in layers:
             if layer not in names:
-                raise Problem(f"{self.name} has no layer {layer!r}{nearest(layer, names)}; it has {few}")
+                raise ConfigError(f"{self.name} has no layer {layer!r}{nearest(layer, names)}; it has {few}")
         self.taps = [Tap(layer) for layer in layers]
         for tap in self.taps:
             module.get_submodule(tap.layer).register_forward_hook(tap)
@@ -85,5 +85,5 @@ class Tapped(nn.Module):
                 tap.waiting, tap.output = False, None
         logits = logits.logits if isinstance(logits, Output) else logits
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-            raise Problem(f"{self.name} does not give logits (N, classes): wrap it in a module whose forward does")
+            raise ConfigError(f"{self.name} does not give logits (N, classes): wrap it in a module whose forward does")
         return Output(logits, features)

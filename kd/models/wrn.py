@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import nn
 
-from kd.errors import Problem
+from kd.errors import ConfigError
 from kd.models.base import Output, initialise
 
 
@@ -31,7 +31,7 @@ class WideResNet(nn.Module):
 
     Features: 3, each the ReLU that first reads a stage's sum: the one that opens the next stage, and the
     network's final one, whose mean the head reads. (RepDistiller taps the sums themselves, before norm and
-    ReLU.) Raises Problem for a depth that is not 6n+4, n >= 1. Source: HobbitLong/RepDistiller models/wrn.py.
+    ReLU.) Raises ConfigError for a depth that is not 6n+4, n >= 1. Source: HobbitLong/RepDistiller models/wrn.py.
     """
 
     def __init__(self, depth, widths, classes, channels=3):
@@ -39,7 +39,7 @@ class WideResNet(nn.Module):
         blocks, rest = divmod(depth - 4, 6)
         if rest or blocks < 1:
             nearest = max(1, round((depth - 4) / 6)) * 6 + 4
-            raise Problem(f"depth must be 6n+4 (10, 16, 22, ...), not {depth}; the nearest is {nearest}")
+            raise ConfigError(f"depth must be 6n+4 (10, 16, 22, ...), not {depth}; the nearest is {nearest}")
         self.conv = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
         self.stages = nn.ModuleList(
             nn.ModuleList([Block(inputs, width, stride), *(Block(width, width, 1) for _ in range(blocks - 1))])

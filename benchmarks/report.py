@@ -1,0 +1,80 @@
+"""The benchmark's report: benchmark.csv, benchmark.md and benchmark.png, of whatever was measured."""
+
+import csv
+
+from kd.report.markdown import grid_of
+
+STEPS = """KD, batches of 64 random 32x32 images, augmentation included; medians of {n} turns of {steps} steps, and \
+from least to most. Every variant runs in a process of its own. Of a product's speed: the arithmetic done in a second, \
+over that of a large matrix product in the same type; convolutions may be faster than it. bf16: both networks run in \
+bfloat16, losses and weights of the student stay in fp32, the teacher's norms are folded into its convolutions."""
+METHODS = """resnet32x4 -> resnet8x4, fp32 channels_last. Time and arithmetic (multiply-adds, forward and backward) \
+over those of KD's step."""
+NEUTRALITY = """Digits, cnn6x16 -> cnn3x4, KD, {seeds} paired seeds: test accuracy in percent, and the difference from \
+fp32 with its 95 % interval, in points."""
+
+# the kind of a result: its heading, its text, and its table's columns, each as a cell is written
+SECTIONS = {
+    "steps": ("A training step", STEPS, {
+        "pair": "{pair}", "variant": "{variant}", "ms a step": "{ms:.1f}", "spread": "{low:.1f} to {high:.1f}",
+        "images/s": "{images_per_second:.0f}", "of a product's speed": "{share_of_ceiling:.0%}",
+    }),
+    "phases": ("Its phases", "ms a step; evaluation: ms per 1000 images.", {"pair": "{pair}", "variant": "{variant}"}),
+    "methods": ("A step of each method", METHODS, {
+        "method": "{method}", "phase": "{phase}", "ms a step": "{ms:.1f}",
+        "time": "{relative:.2f}", "arithmetic": "{arithmetic:.2f}",
+    }),
+    "neutrality": ("Does it change what is learnt?", NEUTRALITY, {
+        "variant": "{variant}", "accuracy": "{accuracy:.2f}", "difference": "{difference:+.2f}", "±": "{interval:.2f}",
+    }),
+}  # fmt: skip
+
+
+def page(results, notes, machine, command):
+    """The report in Markdown. results: {kind: rows}."""
+    text = ["# Benchmark", f"Machine: {machine}.", f"To repeat it: `{command}`"]
+    for kind, rows in results.items():
+        title, words, columns = SECTIONS[kind]
+        if "ratio_to_peer" in rows[0]:
+            columns = {**columns, "times RepDistiller": "{ratio_to_peer:.2f}"}
+        if kind == "phases":  # a row a variant
+            wide = {}
+            for row in rows:
+                wide.setdefault((row["pair"], row["variant"]), {**row})[row["phase"]] = row["ms"]
+                columns = {**columns, row["phase"]: f"{{{row['phase']}:.1f}}"}
+            rows = [*wide.values()]
+        cells = [[cell.format(**row) for cell in columns.values()] for row in rows]
+        text += [f"## {title}", words.format(**rows[0]), grid_of(columns, cells)]
+        text += ["![Time of a training step](benchmark.png)"] * (kind == "steps")
+    return "\n\n".join([*text, "## Notes", "\n".join(f"* {note}" for note in notes)]) + "\n"
+
+
+def draw(rows, path):
+    """Bars of ms a step, a panel a pair."""
+    import matplotlib.pyplot as plt
+
+    from kd.report.figures import COLOURS
+
+    pairs = list(dict.fromkeys(row["pair"] for row in rows))
+    with plt.rc_context({"figure.constrained_layout.use": True}):
+        figure, axes = plt.subplots(1, len(pairs), figsize=(5 * len(pairs), 3), squeeze=False)
+        for axis, pair in zip(axes.flat, pairs, strict=True):
+            mine = [row for row in rows if row["pair"] == pair]
+            spread = [[row["ms"] - row["low"] for row in mine], [row["high"] - row["ms"] for row in mine]]
+            colours = [COLOURS[row["variant"] == "RepDistiller"] for row in mine]
+            axis.barh([row["variant"] for row in mine], [row["ms"] for row in mine], xerr=spread, color=colours)
+            axis.set(title=pair, xlabel="ms a step of 64 images")
+            axis.invert_yaxis()
+        figure.savefig(path, dpi=100, metadata={"Software": None})
+        plt.close(figure)
+
+
+def write(folder, results, notes, machine, command):
+    """Write the three files into `folder`. results: {kind: rows}, those of the steps among them."""
+    rows = [{"what": kind, "machine": machine} | row for kind, part in results.items() for row in part]
+    with open(folder / "benchmark.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    draw(results["steps"], folder / "benchmark.png")
+    (folder / "benchmark.md").write_text(page(results, notes, machine, command))

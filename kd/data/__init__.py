@@ -1,0 +1,6 @@
+"""Data: archives -> tensors (readers) -> batches (dataset), streamed from disk where they do not fit (stream)."""
+
+from kd.data.dataset import Batch, Data
+from kd.data.readers import NAMES, load_data
+
+__all__ = ["NAMES", "Batch", "Data", "load_data"]

@@ -1,0 +1,125 @@
+"""The stages of dvc.yaml: `python -m kd stage NAME [NETWORK or SEARCH]`. What a stage reads comes from params.yaml alone."""
+
+import inspect
+import os
+import shutil
+import sys
+import tempfile
+from contextlib import contextmanager
+
+from kd.checkpoints import check_writable
+from kd.data import load_data
+from kd.errors import ConfigError, nearest
+from kd.pipeline import notebook
+from kd.pipeline.parameters import checked, declared
+from kd.pipeline.source import write_programs
+from kd.progress import relayed, say
+from kd.study.parameters import study_parameters
+from kd.study.paths import ROOT, STAGES, executed_path, images_path, notebook_path, reports_path, runs_path
+from kd.study.search import run_search
+from kd.study.settings import settings
+from kd.study.study import teach_supernet
+from kd.teachers import SubNetworks
+
+
+def run_stage(name, item=None):
+    """Run one stage of dvc.yaml. item: which network (teacher, supernet) or which search. Raises ConfigError for what does not fit."""
+    alone = {"data": make_data, "code": make_programs, "tables": make_tables, "pages": make_pages}
+    of_items = {"teacher": make_teacher, "supernet": make_supernet, "search": make_search}
+    known = [*alone, *of_items, *STAGES]
+    if name not in known:
+        raise ConfigError(f"unknown stage {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+    if (name in of_items) != (item is not None):
+        raise ConfigError(f"stage {name} is run {'for one network or search, which must be named' if name in of_items else 'as a whole: no name behind it'}")
+    os.environ["KD_PIPELINE"] = "1"  # for this process and the notebook's kernel
+    if name in STAGES:
+        make_runs(name)
+    elif item is None:
+        alone[name]()
+    else:
+        of_items[name](item)
+
+
+@contextmanager
+def watched(title):
+    """Show what this process reports and counts as `notebook.run` shows a kernel's."""
+    with tempfile.TemporaryDirectory(prefix="kd-") as folder:
+        os.environ["KD_PROGRESS"] = f"{folder}/progress"
+        try:
+            with relayed(os.environ["KD_PROGRESS"], sys.stderr, title):
+                yield
+        finally:
+            del os.environ["KD_PROGRESS"]
+
+
+def make_data():
+    """Stage data: the archive as tensors, in one file."""
+    params = study_parameters()
+    values = {key: value for key, value in params["data"].items() if key != "watch"}
+    known = list(inspect.signature(load_data).parameters)
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"data.{key}: unknown{nearest(key, known)}; known: {', '.join(known)}")
+    data = load_data(values.pop("name"), cache=str(ROOT / "data" / "cache"), **values)
+    data.save(images_path(params["profile"]))
+    counts = ", ".join(f"{len(labels)} {split}" for split, labels in data.labels.items())
+    say(f"data: {counts} images of {'x'.join(map(str, data.image_shape))}, {len(data.classes)} classes")
+
+
+def make_programs():
+    """Stage code: every stage's program without prose, for the stages to depend on."""
+    write_programs(ROOT / "build" / "code")
+
+
+def make_teacher(network):
+    """Stage teacher: a network trained on the labels, and its route, in notebook 0."""
+    params = study_parameters()
+    execute("teacher", params["teacher"] | {"network": network}, f"{notebook_path('teacher').stem}-{network}", f"teacher {network}")
+
+
+def make_supernet(network):
+    """Stage supernet: nested widths of a network, trained jointly."""
+    with watched(f"supernet {network}"):
+        found = SubNetworks(teach_supernet(network))
+    accuracy = (f"{width:g}: {entry['test']:.2f} %" for width, entry in zip(found.widths, found.accuracy, strict=True))
+    say(f"supernet {network}: test accuracy by width, {', '.join(accuracy)}")
+
+
+def make_search(name):
+    """Stage search: a stated grid of parameters, judged on validation images alone."""
+    with watched(f"search {name}"):
+        table = run_search(name)
+    say(f"search {name}: best of {len(table)} on validation images: line {int(table['best'].idxmax()) + 1} of reports/{study_parameters()['profile']}/searches/{name}.csv")
+
+
+def make_runs(stage):
+    """Stage kd, kr, ...: a method's tables, in its notebook."""
+    params = study_parameters()
+    source = notebook.read(notebook_path(stage))
+    seeds = {key: params[key] for key in ("seeds", "grid_seeds") if key in declared(source)}
+    values = {**params[stage], **seeds}
+    checked(source, values, notebook_path(stage).name)  # before anything is removed
+    settings()  # says at once if a device is not there
+    shutil.rmtree(runs_path(params["profile"], stage), ignore_errors=True)  # records of an earlier run; the store has them all
+    execute(stage, values, notebook_path(stage).stem, stage)
+
+
+def make_tables():
+    """Stage tables: results.csv, tables.md and figures, in notebook 8."""
+    execute("tables", {}, notebook_path("tables").stem, "tables")
+
+
+def execute(stage, values, name, title):
+    """Run a stage's notebook as the pipeline does."""
+    out = executed_path(study_parameters()["profile"], name)
+    check_writable(out)
+    notebook.run(notebook_path(stage), out, values, title=title)
+
+
+def make_pages():
+    """Stage pages: today's prose with the last run's outputs, for every notebook that ran."""
+    profile = study_parameters()["profile"]
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        executed = executed_path(profile, path.stem).parent.glob(f"{path.stem}*.ipynb")
+        for run in sorted(run for run in executed if not run.name.endswith(".failed.ipynb")):
+            notebook.merge_prose(path, run, reports_path(profile) / "notebooks" / run.name, path.stem.partition("_")[2])

@@ -1,0 +1,182 @@
+"""Tables as Markdown."""
+
+import numpy as np
+import pandas as pd
+
+from kd.report.summary import by_pair, judged
+
+READING_NOTE = "† known only from a third party's reading note."
+
+
+def plus_minus(mean, width, sign=False):
+    """As in "93.44 ± 0.68", with `sign` "+0.70 ± 0.91"; without "±" if there is no interval, "–" without a mean."""
+    if mean is None or not np.isfinite(mean):
+        return "–"
+    mean = round(mean, 2) + 0.0  # no "-0.00"
+    text = f"{mean:+.2f}" if sign else f"{mean:.2f}"
+    return f"{text} ± {width:.2f}" if width is not None and np.isfinite(width) else text
+
+
+def grid_of(head, rows):
+    """A Markdown table; a bar inside a cell would end it and is escaped."""
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in [head, *rows]]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def table_of(columns, lines):
+    """A Markdown table of the DataFrame `lines`. columns: {head: cell of a line, or None to leave it out}."""
+    columns = {head: cell for head, cell in columns.items() if cell}
+    return grid_of(columns, [[cell(line) for cell in columns.values()] for line in lines.to_dict("records")])
+
+
+def joined(blocks):
+    return "\n\n".join(block for block in blocks if block)
+
+
+def varies(values):
+    return len({round(float(value), 2) for value in values}) > 1
+
+
+class Sources:
+    """Where reported figures come from, numbered in the order in which they are first used."""
+
+    def __init__(self):
+        self.texts = []
+
+    def cell(self, value, tier, source):
+        """A figure with its source's number, "70.66 [1]"."""
+        if value is None or pd.isna(value):
+            return "not verified"
+        if source not in self.texts:
+            self.texts.append(source)
+        return f"{value} [{self.texts.index(source) + 1}]{' †' if tier == 'C' else ''}"
+
+    def of_line(self, line):
+        return self.cell(line["reported"], line["tier"], line["source"])
+
+    def __str__(self):
+        return " ".join(f"[{number}] {text}." for number, text in enumerate(self.texts, 1))
+
+
+def markdown(lines, table, shown=True, comparisons=None):
+    """A section: title, caption, table, and below it what the numbers are and where they come from.
+
+    lines: the `summary` of the table. shown: False puts a sentence and the reported figures in place of the rows.
+    comparisons: the table's `controls`, or None.
+    """
+    body = markdown_body(lines, table, comparisons) if shown and lines["n"].any() else not_run_here(lines, table)
+    return joined([f"### {table['title']}", table.get("caption", "").strip(), body])
+
+
+def markdown_body(lines, table, comparisons=None):
+    """The section without title and caption: one table a pair, then the legend, notes on rows, figures of other pairs.
+
+    Columns that would say the same in every row (epochs, seeds) go into the legend instead.
+    """
+    ran, sources, several = lines[lines["n"] > 0], Sources(), lines["pair"].nunique() > 1
+    columns = {
+        "row": lambda line: line["row"],
+        "epochs": (lambda line: f"{line['epochs']:.0f}" if line["n"] else "–") if varies(ran["epochs"]) else None,
+        "seeds": (lambda line: line["n"] or "–") if varies(ran["n"]) else None,
+        "top-1 %, ours": accuracy_cell,
+        "paired difference": lambda line: plus_minus(line["difference"], line["difference_interval"], sign=True),
+        "verdict": judged,
+    }
+    blocks = []
+    for pair, here in lines.groupby("pair", sort=False):
+        reported = sources.of_line if here["reported"].notna().any() else None
+        grid = table_of({**columns, "reported": reported}, here)
+        blocks.append(f"**{pair}**\n\n{grid}" if several else grid)
+    blocks.append(f"{legend(lines, table)} {sources}".strip())
+    if comparisons is not None and len(comparisons):
+        blocks.append(against_controls(comparisons))
+    remarks = []
+    for line in lines.drop_duplicates("row").to_dict("records"):
+        if remark := f"not run: {line['not_run']}" if line["not_run"] else line["note"]:
+            remarks.append(f"- {line['row']}: {remark.rstrip('.')}.")
+    return joined([*blocks, "\n".join(remarks), reported_elsewhere(lines, table)]) + "\n"
+
+
+def accuracy_cell(line):
+    if line["n"]:
+        return plus_minus(line["mean"], line["interval"])
+    return "not run" if line["not_run"] else "not run on this data set"
+
+
+def legend(lines, table):
+    """What the numbers are: of which images, runs, epochs and pair, how they were compared, and what is reported."""
+    ran = lines[lines["n"] > 0]
+    seeds = sorted({int(n) for n in ran["n"]})
+    over = (
+        f"mean and 95 % t-interval over {' or '.join(map(str, seeds))} seeds"
+        if seeds[-1] > 1
+        else "one seed each, so no intervals"
+    )
+    text = f"Test accuracy after the last epoch, on {ran['profile'].iloc[0]}: {over}"
+    if not varies(ran["epochs"]):
+        text += f", {ran['epochs'].iloc[0]:.0f} epochs each"
+    if lines["pair"].nunique() == 1:
+        text += f"; {ran['pair'].iloc[0]}"
+    sentences = [f"{text}."]
+    if tests := int(lines["p"].notna().sum()):
+        both = ", over the seeds that both rows have" if varies(ran["n"]) else ""
+        count = f"{tests} comparison{'s' if tests > 1 else ''}"
+        baseline = table.get("baseline", "KD")
+        difference = f"Differences are paired by seed, against {baseline}{both}"
+        sentences.append(f"{difference}; {count}, verdicts after Holm's correction at 5 %.")
+    if lines["reported"].notna().any():
+        if "reported_for" in table:
+            advice = "compare the order with ours, not the level, unless data and pair agree"
+            sentences.append(f"Reported: {table['reported_for']}; {advice}.")
+    elif not any(by_pair(row) for row in table["rows"]):
+        setting = f" ({table['reported_for']})" if "reported_for" in table else ""
+        sentences.append(f"Reported figures{setting}: none verified, so no such column.")
+    if (lines["tier"] == "C").any():
+        sentences.append(READING_NOTE)
+    return " ".join(sentences)
+
+
+def not_run_here(lines, table):
+    """What stands in place of the rows of a table that this profile does not run: a sentence and reported figures."""
+    elsewhere = "; ".join(dict.fromkeys(lines.loc[lines["n"] > 0, "row"]))
+    but = f", except for rows that other tables show ({elsewhere})" if elsewhere else ""
+    where = "`run:` in params.yaml says what runs; reports/digits shows every table in full."
+    blocks = [f"Not run on this data set{but}. {where}"]
+    figures, sources = lines[lines["reported"].notna()].drop_duplicates("row"), Sources()
+    if len(figures):
+        grid = table_of({"row": lambda line: line["row"], "reported": sources.of_line}, figures)
+        note = f"{READING_NOTE} " if (figures["tier"] == "C").any() else ""
+        blocks += [f"Reported for {table.get('reported_for', 'other data')}:", grid, f"{note}{sources}"]
+    return joined([*blocks, reported_elsewhere(lines, table)]) + "\n"
+
+
+def against_controls(comparisons):
+    """The table of a table's `controls`."""
+    columns = {
+        "pair": (lambda line: line["pair"]) if comparisons["pair"].nunique() > 1 else None,
+        "row": lambda line: line["row"],
+        "against its control": lambda line: line["control"],
+        "paired difference": lambda line: plus_minus(line["mean"], line["interval"], sign=True),
+        "seeds": lambda line: line["pairs"],
+        "verdict": lambda line: line["verdict"],
+    }
+    text = "A control is the same run without the ingredient under test"
+    if len(comparisons) > 1:
+        text += f"; verdicts after Holm's correction for these {len(comparisons)}"
+    return f"{table_of(columns, comparisons)}\n\n{text}."
+
+
+def reported_elsewhere(lines, table):
+    """The figures reported for pairs that did not run here, as a table of their own; "" when there are none."""
+    rows = [row for row in table["rows"] if by_pair(row)]
+    ran = set(lines.loc[lines["n"] > 0, "pair"])
+    pairs = [pair for pair in dict.fromkeys(pair for row in rows for pair in row["reported"]) if pair not in ran]
+    if not pairs:
+        return ""
+    sources, body = Sources(), []
+    for row in rows:
+        figures = [row["reported"].get(pair, {}) for pair in pairs]
+        body.append([row["row"], *(sources.cell(f.get("value"), f.get("tier"), f.get("source")) for f in figures)])
+    title = f"**Reported elsewhere, not measured here**: {table.get('reported_for', 'other pairs')}, top-1 %."
+    return joined([title, grid_of(["row", *pairs], body), str(sources)])

@@ -1,0 +1,113 @@
+"""A profile's reports: results.csv, tables.md with every table and how to read them, and a figure a table."""
+
+import io
+
+import matplotlib.pyplot as plt
+
+from kd.checkpoints import write_atomically
+from kd.report import effects, figures
+from kd.report.findings import conclusions
+from kd.report.markdown import grid_of
+from kd.report.tables import load_records, names, read_results, render
+from kd.study.parameters import study_parameters
+from kd.study.paths import STAGES, reports_path, scratch_unless_pipeline, teacher_path
+from kd.study.records import COLUMNS
+from kd.study.runs import open_teacher
+from kd.study.tables import load_table
+
+HOW_TO_READ = """\
+Generated from the records of {runs} runs; do not edit. `python -m kd show TABLE ROW` prints the records behind a row, \
+e.g. `python -m kd show kd_main KD`. A difference counts as better or worse only if its interval excludes zero and \
+Holm's correction, for all comparisons of its table, leaves it below 5 %: so one difference may be claimed in a table \
+of few rows and not in one of many, and what holds among all methods is what the common ground says. Intervals are \
+over the student's seeds alone: one teacher, one split and one choice of few images underlie all runs.
+"""
+RESULTS = """<a id="columns"></a>
+
+## Columns of results.csv
+
+One line a run and row; a run that several tables share stands there once for each.
+
+```python
+runs = pandas.read_csv("results.csv")
+```
+"""
+
+
+def reports_folder():
+    """Where reports are written: reports/PROFILE by the pipeline, below scratch/ by a notebook opened by hand."""
+    return scratch_unless_pipeline(reports_path(study_parameters()["profile"]))
+
+
+def small_png(figure, colours=24):
+    """A figure as the bytes of a PNG with a palette: a third of the size, and plots have few colours."""
+    whole = io.BytesIO()
+    figure.savefig(whole, format="png", dpi=80, metadata={"Software": None})
+    return figures.with_palette(whole.getvalue(), colours)
+
+
+def write_reports(folder=None):
+    """Write results.csv, tables.md and figures/ of the profile in force. Returns the DataFrame of all runs.
+
+    folder: default `reports_folder`. The tables come from results.csv as written, rounding included, so that whoever
+    reads that file gets the same numbers.
+    """
+    params, folder = study_parameters(), folder or reports_folder()
+    runs, _ = load_records(params["profile"])
+    runs = runs.sort_values(["table", "pair", "row", "seed"], kind="stable")
+    write_atomically(folder / "results.csv", runs.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    runs = read_results(folder / "results.csv")
+    for old in (folder / "figures").glob("*.png"):
+        old.unlink()
+    with plt.rc_context():
+        figures.style()
+        sections = {name: section(name, runs, folder) for name in names()}
+    write_atomically(folder / "tables.md", page(params, runs, sections))
+    return runs
+
+
+def section(name, runs, folder):
+    """A table's part of tables.md, whose figure is written below `folder`."""
+    body, lines = render(name, runs)
+    accuracy = effects.accuracies(runs) if name == "combined" and len(lines) else ()
+    if "kd" in accuracy:
+        sentences = "".join(f"- {sentence}\n" for sentence in conclusions(accuracy))
+        body += f"\n**In words**, computed from these numbers:\n\n{sentences}"
+        figure, colours = figures.heat_map(*effects.gain_grid(accuracy)), 160
+    else:
+        figure, colours = figures.table_figure(lines), 24
+    if figure:
+        write_atomically(folder / "figures" / f"{name}.png", small_png(figure, colours))
+        plt.close(figure)
+        body += f"\n![{name}](figures/{name}.png)\n"
+    return f'<a id="{name}"></a>\n\n{body}'
+
+
+def page(params, runs, sections):
+    """tables.md: what must be known of the study, contents, sections {table name: Markdown}, columns of results.csv."""
+    about = "".join(f"- {line}\n" for line in params.get("about") or [])
+    contents, chapters = [], []
+    for stage, title in STAGES.items():
+        if mine := {name: table for name in sections if (table := load_table(name))["stage"] == stage}:
+            contents += [f"- **{title}**", *(f"  - [{table['title']}](#{name})" for name, table in mine.items())]
+            chapters += [f"## {title}\n", *(sections[name] for name in mine)]
+    teachers = teachers_in_words(params)
+    head = [
+        f"# Every table: {params['profile']}\n",
+        about,
+        HOW_TO_READ.format(runs=runs["key"].nunique()),
+        f"{teachers}\n" if teachers else "",
+    ]
+    tail = [RESULTS, grid_of(["column", "meaning"], COLUMNS.items()) + "\n"]
+    return "\n".join([*filter(None, head), *contents, "- [Columns of results.csv](#columns)\n", *chapters, *tail])
+
+
+def teachers_in_words(params):
+    """One sentence with the test accuracy of every trained teacher and supernet at full width; "" without any."""
+    found = []
+    for kind, key, what in (("route", "teachers", ""), ("supernet", "supernets", " as a supernet at full width")):
+        for network in params.get(key) or []:
+            path = teacher_path(params["profile"], kind, network)
+            if path.exists():
+                found.append(f"{network}{what} {open_teacher(kind, str(path), 'cpu').accuracy[-1]['test']:.2f} %")
+    return f"The teachers themselves, converged, on the same test images: {', '.join(found)}." if found else ""

@@ -1,0 +1,82 @@
+"""README.md's numbers, written from the committed reports between markers: `python -m kd readme`."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from kd.checkpoints import write_atomically
+from kd.errors import ConfigError
+from kd.report.effects import accuracies
+from kd.report.findings import conclusions
+from kd.report.markdown import markdown_body
+from kd.report.summary import controls, summary
+from kd.report.tables import read_results
+from kd.study.paths import ROOT, reports_path
+from kd.study.tables import load_table
+
+KINDS = ("table", "conclusions", "bench")
+MARKER = re.compile(rf"<!-- ({'|'.join(KINDS)}):(.+?) -->(.*?)<!-- end -->", re.DOTALL)
+
+
+def filled(text, results):
+    """`text` with what stands between its markers written anew from the reports. Unknown names raise ConfigError.
+
+    <!-- table:NAME --> a table <!-- end -->
+    <!-- conclusions:combined --> sentences <!-- end -->
+    <!-- bench:PAIR/VARIANT/COLUMN -->73.6<!-- end -->      of the rows "steps" in reports/benchmark.csv
+
+    NAME@PROFILE is of another profile's reports. results: {profile: DataFrame of its results.csv}, "" the default's.
+    """
+
+    def content(kind, what):
+        if kind == "bench":
+            return measured(*what.split("/"))
+        name, _, profile = what.partition("@")
+        runs = results[profile]
+        if kind == "conclusions":
+            if name != "combined":
+                raise ConfigError(
+                    f"README.md: {kind}:{what}: only the combined study has conclusions; write conclusions:combined"
+                )
+            return "\n\n" + "".join(f"- {sentence}\n" for sentence in conclusions(accuracies(runs))) + "\n"
+        table = load_table(name)
+        body = markdown_body(summary(runs, table), table, controls(runs, table))
+        if profile:  # the figures reported for other pairs stand under the default profile's table
+            body = body.partition("\n\n**Reported elsewhere")[0] + "\n"
+        return f"\n\n{body}\n"
+
+    if stray := text.count("<!-- end -->") - len(MARKER.findall(text)):
+        raise ConfigError(
+            f"README.md: {abs(stray)} `<!-- end -->` too many or without a marker that is known: {', '.join(KINDS)}"
+        )
+    return MARKER.sub(lambda match: f"<!-- {match[1]}:{match[2]} -->{content(match[1], match[2])}<!-- end -->", text)
+
+
+def measured(pair, variant, column):
+    """A number of the benchmark's training steps, with three digits."""
+    rows = pd.read_csv(ROOT / "reports" / "benchmark.csv")
+    rows = rows[(rows["what"] == "steps") & (rows["pair"] == pair) & (rows["variant"] == variant)]
+    if len(rows) != 1 or column not in rows:
+        raise ConfigError(f"README.md: reports/benchmark.csv has no {column} of {variant} for {pair}")
+    return f"{rows.iloc[0][column]:.3g}"
+
+
+def write_readme(check=False, readme=None, results=None):
+    """Fill README.md's markers from the committed reports; with `check` only raise ConfigError where they differ.
+
+    results: the results.csv of markers that name no profile; default reports/digits/results.csv.
+    """
+    readme, results = Path(readme or ROOT / "README.md"), Path(results or reports_path("digits") / "results.csv")
+    if not readme.exists():
+        raise ConfigError(f"{readme} is missing")
+    text = readme.read_text()
+    profiles = {match[2].partition("@")[2] for match in MARKER.finditer(text)} - {""}
+    others = {profile: read_results(reports_path(profile) / "results.csv") for profile in profiles}
+    new = filled(text, {"": read_results(results), **others})
+    if check and new != text:
+        pairs = zip(MARKER.finditer(text), MARKER.finditer(new), strict=True)
+        drifted = [f"{old[1]}:{old[2]}" for old, now in pairs if old[3] != now[3]]
+        raise ConfigError(f"README.md differs from {results.name} at {', '.join(drifted)}; run `python -m kd readme`")
+    if not check and new != text:
+        write_atomically(readme, new)

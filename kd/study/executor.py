@@ -1,0 +1,163 @@
+"""Runs side by side in worker processes, each finished one into the store, with a line that says how long the rest will take."""
+
+import heapq
+import os
+import threading
+import time
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context, parent_process
+
+import torch
+
+from kd.progress import report
+from kd.study import store
+from kd.study.records import method_name
+from kd.study.runs import key_of, train_run
+from kd.study.settings import settings
+from kd.training import Checkpoint
+
+# glibc keeps up to a gigabyte that is free, instead of handing feature maps back to the system after every step and having them
+# cleared again: a tenth to a thirtieth of the page faults of a resnet8x4's step
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+
+
+def run_parallel(wanted, title, known=()):
+    """Train runs side by side and put each into the store as it ends. Returns nothing: ask the store.
+
+    wanted: [(run, paths, keep the weights?), ...]. title: begins the line of progress. known: [(run, epochs, seconds), ...] of
+    finished runs, from which the time left is estimated at first. A run that fails stops the others and raises its error here; what had
+    finished stays in the store, what was under way goes on from its last checkpoint next time.
+    """
+    found = settings()
+    os.environ |= KEEP_MEMORY  # read by the C library when a worker process starts
+    count = max(1, min(found.workers, len(wanted)))
+    context = get_context("spawn")
+    messages, estimate = context.Queue(), Estimate([run for run, *_ in in_order(wanted)], count, known)
+
+    def watch():
+        while (message := messages.get()) is not None:
+            estimate.heard(*message)
+            report(f"{title}: {estimate}")
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        with ProcessPoolExecutor(count, context, begin_worker, (messages, found.threads)) as pool:
+            futures = [pool.submit(train_in_worker, *item, found.device) for item in in_order(wanted)]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    finally:
+        messages.put(None)
+        watcher.join(timeout=2)
+        report("")
+
+
+def in_order(wanted):
+    """Seed by seed, within a seed the longest first: every kind of run is seen early, and short ones fill the end."""
+    return sorted(wanted, key=lambda item: (item[0]["seed"], -item[0]["recipe"]["epochs"]))
+
+
+MESSAGES = None  # in a worker process: where it tells its progress
+
+
+def begin_worker(messages, threads):
+    """What a worker process does first."""
+    global MESSAGES
+    MESSAGES = messages
+    torch.set_num_threads(threads)
+
+    def leave_with_parent():
+        parent_process().join()
+        os._exit(1)  # a parent that was killed cannot say goodbye; without this its workers would stay for ever
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def train_in_worker(run, paths, keep_weights, device):
+    """In a worker process: train one run, or go on with it, and put it into the store."""
+    key, program = key_of(run), store.program_of_run(run)
+    began, epochs = time.monotonic(), 0
+
+    def tell(text):
+        nonlocal epochs
+        epochs += 1
+        MESSAGES.put((key, epochs, time.monotonic() - began, False, text))
+
+    checkpoint = Checkpoint(f"{store.place(program, key)}.running.safetensors", run=key)
+    record, machine, weights = train_run(run, paths, device, checkpoint, tell)
+    store.save(program, record, machine, weights if keep_weights else None)
+    MESSAGES.put((key, epochs, time.monotonic() - began, True, "done"))
+
+
+class Estimate:
+    """How long the rest takes, from what has been seen: str() gives "12/57 runs, 31 %, 4 min 10 s left (lesson 3/20)".
+
+    A run costs what the runs of its kind took on average. While none of its kind has ended, it costs the epochs of its recipe, longer by
+    what preparing phases added to the runs that have ended, times the seconds of an epoch: of its kind if one is under way, else of all.
+    """
+
+    def __init__(self, runs, workers, known=()):
+        self.runs, self.workers, self.text = {key_of(run): run for run in runs}, workers, ""
+        self.under_way, self.ended = {}, set()  # {key: (epochs, seconds)}; keys
+        self.seconds, self.seen, self.spent = defaultdict(list), [], 0.0  # by kind; [(epochs, of the recipe, seconds)] of those that ended
+        for run, epochs, seconds in known:
+            self.learn(run, epochs, seconds)
+
+    def learn(self, run, epochs, seconds):
+        """A run took so many epochs, preparing phases included, and seconds."""
+        self.seconds[kind_of(run)].append(seconds)
+        self.seen.append((epochs, run["recipe"]["epochs"], seconds))
+
+    def heard(self, key, epochs, seconds, over, text):
+        """A run has ended another epoch, or itself (`over`), `seconds` after its beginning."""
+        self.text, self.under_way[key] = text, (epochs, seconds)
+        if over:
+            self.ended.add(key)
+            del self.under_way[key]
+            self.spent += seconds
+            self.learn(self.runs[key], epochs, seconds)
+
+    def expected(self, run):
+        """Seconds that a run is expected to take in all."""
+        if mine := self.seconds.get(kind_of(run)):
+            return sum(mine) / len(mine)
+        longer = sum(epochs for epochs, *_ in self.seen) / sum(planned for _, planned, _ in self.seen) if self.seen else 1.0
+        alike = [seen for key, seen in self.under_way.items() if kind_of(self.runs[key]) == kind_of(run)]
+        pace = alike or [*self.under_way.values(), *((epochs, seconds) for epochs, _, seconds in self.seen)]
+        return longer * run["recipe"]["epochs"] * sum(seconds for _, seconds in pace) / max(sum(epochs for epochs, _ in pace), 1)
+
+    def rest(self):
+        """Seconds that each run that has not ended still needs, those under way first, then the others in their order."""
+        needed = {key: self.expected(run) for key, run in self.runs.items() if key not in self.ended}
+        begun = [max(needed.pop(key) - seconds, 0.0) for key, (_, seconds) in self.under_way.items()]
+        return begun + list(needed.values())
+
+    def left(self):
+        """Seconds until all have ended: whichever worker is free first takes the next run."""
+        free = [0.0] * self.workers
+        for seconds in self.rest():
+            heapq.heapreplace(free, free[0] + seconds)
+        return max(free)
+
+    def __str__(self):
+        spent, rest = self.spent + sum(seconds for _, seconds in self.under_way.values()), sum(self.rest())
+        share = spent / max(spent + rest, 1e-9)
+        return f"{len(self.ended)}/{len(self.runs)} runs, {100 * share:.0f} %, {duration(self.left())} left ({self.text})"
+
+
+def kind_of(run):
+    """Runs of a kind take about as long: they differ in seed and in what costs no time."""
+    parameters = {name: {k: v for k, v in values.items() if k not in ("weight", "temperature", "alpha")} for name, values in run["parameters"].items()}
+    return method_name(run), run["teacher"], run["student"], run["recipe"]["epochs"], run["images_per_class"], repr(sorted(parameters.items()))
+
+
+def duration(seconds):
+    """90 -> '1 min 30 s'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,54 @@
+"""Records of finished runs: read, named by their method, and as a DataFrame."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+COLUMNS = {
+    "profile": "what params.yaml was written from",
+    "data": "data set",
+    "table": "file in tables/ that asks for the run",
+    "row": "row of that table",
+    "method": "curriculum * (knowledge + ...)",
+    "pair": "teacher -> student",
+    "seed": "fixes initial weights, order of images and augmentation; shared by all methods",
+    "epochs": "epochs in which the student learnt, warm-up included",
+    "parameters": "of the student",
+    "multiply_adds": "of the student, for one image",
+    "extra_parameters": "of the method: regressors, encoders, codebooks; not needed after training",
+    "teacher_epochs": "passes of the training images through a teacher",
+    "top1_last": "test accuracy in percent after the last epoch: the headline",
+    "top1_val": "validation accuracy in percent after the last epoch",
+    "top1_best_test": "best test accuracy over epochs, in percent: chosen on test, never a headline",
+    "data_md5": "md5 of the tensors the run saw",
+    "teacher_md5": "md5 of the teacher's file",
+    "key": "md5 of all that determines the run",
+}
+
+
+def read_records(folder):
+    """The records a stage left in `folder`; none when it has not run."""
+    path = Path(folder) / "records.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def frame(records, profile):
+    """Records, each with its table, row and pair, as a DataFrame with the columns of COLUMNS."""
+    rows = []
+    for record in records:
+        run = record["run"]
+        row = {"profile": profile, "data": run["data"], "method": method_name(run), "data_md5": run["data_md5"]}
+        row |= {"teacher_md5": " ".join(run["teacher_md5"].values()), "seed": run["seed"]}
+        row |= {name: record[name] for name in COLUMNS if name in record}
+        row |= {name: float(f"{row[name]:.6g}") for name in row if name.startswith("top1") and row[name] is not None}  # as results.csv has them
+        rows.append(row)
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def method_name(run):
+    """"rco * (kd + srm)" of a run."""
+    knowledge = " + ".join(run["knowledge"])
+    if run["curriculum"] == "fixed":
+        return knowledge
+    return f"{run['curriculum']} * ({knowledge})" if len(run["knowledge"]) > 1 else f"{run['curriculum']} * {knowledge}"

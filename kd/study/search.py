@@ -1,0 +1,110 @@
+"""Choosing a method's parameters on validation images: a small stated grid, every run recorded, the test images unseen.
+
+    searches/kr.yaml              knowledge: [kd, kr]
+                                  grid: {kr.weight: [1, 3, 10]}           also of the recipe: recipe.learning_rate
+                                  parameters: {kr: {recoding: none}}      optional: what is the same in all
+                                  epochs: 1.0                             optional: share of the recipe's epochs, whatever params.yaml says
+    python -m kd search kr        writes reports/PROFILE/searches/kr.csv and says what came out best
+    dvc repro search@kr           the same as a stage, for those listed under searches: in params.yaml
+
+The values chosen are written into the profile by hand, with the search as their reason: no stage changes another's parameters.
+"""
+
+import itertools
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import yaml
+
+from kd import checkpoints
+from kd.errors import ConfigError, Positive, Section, nearest, several, validated
+from kd.methods import CURRICULA, KNOWLEDGE
+from kd.statistics import interval
+from kd.study.paths import ROOT, reports_path, runs_path
+from kd.study.runs import key_of
+from kd.study.study import Study
+
+FIRST_SEED = 1000  # the tables' seeds begin at 0: a parameter must not be chosen on the runs that it is then reported on
+
+
+class SearchFile(Section):
+    """A file of searches/."""
+
+    knowledge: several(Literal[tuple(KNOWLEDGE)])
+    curriculum: Literal[tuple(CURRICULA)] = "fixed"
+    grid: dict[str, several(Any)]
+    parameters: dict[str, dict[str, Any]] = {}
+    epochs: Positive | None = None
+
+
+def names():
+    """The searches there are."""
+    return sorted(path.stem for path in (ROOT / "searches").glob("*.yaml"))
+
+
+def load_search(name):
+    """The search `name` from searches/NAME.yaml. Raises ConfigError for what it does not know."""
+    if name not in names():
+        raise ConfigError(f"unknown search {name!r}{nearest(name, names())}; searches/ has {', '.join(names())}")
+    place = f"searches/{name}.yaml"
+    search = yaml.safe_load((ROOT / place).read_text())
+    validated(SearchFile, search, place)
+    search = {"curriculum": "fixed", **search}
+    methods = {*search["knowledge"], search["curriculum"], "recipe"}
+    for path in search["grid"]:
+        method, _, parameter = path.partition(".")
+        if method not in methods or not parameter:
+            raise ConfigError(f"{place}: {path!r} names no parameter of {', '.join(sorted(methods))}; write METHOD.PARAMETER")
+    return search
+
+
+def candidates(search):
+    """Every combination of the grid: a list of {"method.parameter": value}."""
+    return [dict(zip(search["grid"], values, strict=True)) for values in itertools.product(*search["grid"].values())]
+
+
+def row_of(search, candidate, share):
+    """The row, as a table has it, that tries a candidate, over `share` of the recipe's epochs unless the search says how much."""
+    row = {"row": str(candidate), "knowledge": search["knowledge"], "curriculum": search["curriculum"], "epochs": search.get("epochs", share)}
+    row |= {method: dict(values) for method, values in search.get("parameters", {}).items()}
+    for path, value in candidate.items():
+        method, _, parameter = path.partition(".")
+        row.setdefault(method, {})[parameter] = value
+    return row
+
+
+def chosen(table):
+    """The index of the best line: highest mean validation accuracy; the earlier in the grid when two are equal."""
+    return int(table["validation"].idxmax())
+
+
+def wanted_by(name, study):
+    """[(candidate, {key: (run, paths, keep the weights?)}), ...] of a search under a study's parameters."""
+    search, settings = load_search(name), study.params["search"]
+    pair, found = study.pairs(name)[0], []
+    for candidate in candidates(search):
+        row = row_of(search, candidate, settings["epochs"])
+        runs = [study.run_of({"paper": name}, row, pair, seed) for seed in range(FIRST_SEED, FIRST_SEED + settings["seeds"])]
+        found.append((candidate, {key_of(run): (run, paths, False) for run, paths in runs}))
+    return found
+
+
+def run_search(name, folder=None):
+    """Run a search on the pairs and under the recipe of params.yaml; write and return its table, best line marked."""
+    load_search(name)  # a misspelt name is said at once
+    study = Study(f"search {name}")
+    if not len(study.data.labels["validation"]):
+        raise ConfigError("a search needs validation images, and this profile holds none out; raise data.validation")
+    study.folder, lines = runs_path(study.profile, f"searches/{name}"), wanted_by(name, study)
+    study.records = study.train_missing({key: item for _, wanted in lines for key, item in wanted.items()})
+    study.save()
+    table = []
+    for candidate, wanted in lines:
+        mean, width = interval([study.records[key]["top1_val"] for key in wanted])
+        table.append({**candidate, "validation": mean, "interval": width, "seeds": len(wanted), "keys": " ".join(wanted)})
+    table = pd.DataFrame(table)
+    table.insert(0, "best", [index == chosen(table) for index in range(len(table))])
+    folder = Path(folder or reports_path(study.profile) / "searches")
+    checkpoints.write_atomically(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    return table

@@ -1,0 +1,95 @@
+"""Settings of the machine, all from the environment. None of them changes a result, but KD_THREADS, which may change its last bits.
+
+    KD_DEVICE=cpu          where to train; default: the GPU where torch sees one, else the CPU
+    KD_WORKERS=4           processes side by side; default: one a core on the CPU, one on a GPU
+    KD_THREADS=1           threads a process computes with on the CPU; one, so that no result depends on the number of cores
+    KD_MEMORY_SHARE=0.5    share of the free memory that images may take before they are read from disk as they are needed
+    KD_GRAPHS=1            on a GPU: each training step as one CUDA graph (kd/graphs.py)
+"""
+
+import os
+import platform
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kd.errors import ConfigError
+
+MOST_WORKERS = 256  # more than that is a slip of the keyboard: every worker is a process with torch in it
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment says, checked: device, workers (processes side by side), threads (of each, on the CPU), memory_share."""
+
+    device: str
+    workers: int
+    threads: int
+    memory_share: float
+
+
+def settings():
+    """The Settings in force. ConfigError for a device that is not there and for a number out of its range."""
+    device = os.environ.get("KD_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        if torch.zeros(1, device=device).device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError
+    except (RuntimeError, AssertionError):
+        raise ConfigError(f"KD_DEVICE={device}: there is no such device here; cpu always is, cuda where torch sees a GPU") from None
+    cores = os.cpu_count()
+    return Settings(
+        device,
+        number("KD_WORKERS", int, cores if device == "cpu" else 1, MOST_WORKERS),
+        number("KD_THREADS", int, 1, cores),
+        number("KD_MEMORY_SHARE", float, 0.5, 1),
+    )
+
+
+def number(name, kind, default, most):
+    """The environment variable `name`, in (0, most]; unset or empty: the default. ConfigError for anything else."""
+    text = os.environ.get(name)
+    try:
+        value = kind(text) if text else default
+    except ValueError:
+        value = 0
+    if not 0 < value <= most:
+        raise ConfigError(f"{name}={text}: give a {'whole ' * (kind is int)}number above 0, at most {most}")
+    return value
+
+
+def use_device():
+    """The device for training in this process, which on the CPU computes with as many threads as the settings say."""
+    found = settings()
+    if found.device == "cpu":
+        torch.set_num_threads(found.threads)
+    return found.device
+
+
+def machine(device):
+    """What a run was trained on, for the machine's own record: device, threads, peak memory in MiB, versions."""
+    import numpy
+
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
+    return {"device": device_name(device), "threads": torch.get_num_threads(), "peak_memory_mib": peak_memory(device), "versions": versions}
+
+
+def device_name(device):
+    """The GPU's name; of a CPU what it calls itself, and the number of its cores."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def peak_memory(device="cpu"):
+    """The most memory that this process has used on the device so far, in MiB."""
+    if device.startswith("cuda"):
+        return round(torch.cuda.max_memory_allocated() / 2**20)
+    if Path("/proc/self/status").exists():  # Linux's ru_maxrss is no less than that of the process which started this one
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)

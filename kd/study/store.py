@@ -1,0 +1,159 @@
+"""The store of finished runs: a run is trained once.
+
+    store/PROGRAM/KEY.json                  its record, and the machine's
+    store/PROGRAM/KEY.weights.safetensors   the student as trained, where a notebook looks into it
+    store/PROGRAM/KEY.running.safetensors   how far an interrupted one came
+    store/PROGRAM/route-KEY.safetensors     a teacher's route; supernet-KEY likewise
+
+PROGRAM is the md5 of the program that trains (kd/program.py), KEY that of everything else that determines the run. So nothing is ever
+invalidated: what has changed has another name. The store is no output of DVC's, which deletes outputs before a stage begins; what a
+stage takes from it is copied into the stage's output, and what DVC has kept of that, here or on a remote, is taken back into an empty store.
+"""
+
+import json
+import shutil
+from collections import defaultdict
+from functools import cache
+from hashlib import md5
+from pathlib import Path
+
+from kd import checkpoints
+from kd.methods import CURRICULA, KNOWLEDGE
+from kd.program import closure, program
+from kd.study.paths import ROOT, STAGES, runs_path
+
+STORE = ROOT / "store"
+
+
+def module_of(method):
+    """The module of a method's name in tables: "kd.methods.srm" for "srm"."""
+    return f"kd.methods.{ {**KNOWLEDGE, **CURRICULA}[method].rpartition('.')[0] }"
+
+
+@cache
+def training_md5(methods):
+    """md5, 12 hexadecimal digits, of the program that trains with the named methods, a tuple of names of tables.
+
+    An executor's, a table's or a picture's code is no part of it.
+    """
+    return md5(program(closure(["kd.study.runs", *map(module_of, methods)])).encode()).hexdigest()[:12]
+
+
+def program_of_run(run):
+    """md5 of the program that trains a run."""
+    return training_md5((*run["knowledge"], run["curriculum"]))
+
+
+def place(program, key):
+    """The path of an entry without its ending."""
+    return STORE / program / key
+
+
+def load(program, key, weights=False):
+    """{"record", "machine"} of a finished run, or None: not known, damaged, or without the weights that are asked for."""
+    stem = place(program, key)
+    try:
+        entry = json.loads(Path(f"{stem}.json").read_text())
+        found = entry if entry["record"]["key"] == key and isinstance(entry["machine"], dict) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if not weights or Path(f"{stem}.weights.safetensors").exists() else None
+
+
+def save(program, record, machine, weights=None):
+    """Keep a finished run, the weights (a nest of tensors) first: an entry that can be read is whole."""
+    stem = place(program, record["key"])
+    if weights is not None:
+        checkpoints.save_state(f"{stem}.weights.safetensors", weights, run=record["key"], network=record["run"]["student"])
+    checkpoints.write_atomically(f"{stem}.json", json.dumps({"record": {**record, "program": program}, "machine": machine}))
+    Path(f"{stem}.running.safetensors").unlink(missing_ok=True)
+
+
+def files_of_dvc():
+    """All that DVC has, as a file system: the workspace, below it the cache and the default remote. None without a repository of DVC's."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo  # slow to import, seldom needed
+
+    try:
+        return Repo(str(ROOT)).dvcfs
+    except DvcException:
+        return None
+
+
+def read_from_dvc(files, name):
+    """The bytes of a file that DVC has, or None."""
+    try:
+        return files.cat_file(name) if files is not None and files.exists(name) else None
+    except Exception:  # its content is nowhere, or whatever the client of a remote that does not answer raises: then it is trained
+        return None
+
+
+def absorb(profile):
+    """Take into the store what DVC has of a profile's runs. Returns how many were new.
+
+    A stage calls it when it misses a run: after `dvc pull` the store is empty, and the stage's own output, which DVC has just removed,
+    lies in the cache alone.
+    """
+    files, found = files_of_dvc(), 0
+    for stage in STAGES:
+        folder = runs_path(profile, stage).relative_to(ROOT).as_posix()
+        for line in (read_from_dvc(files, f"{folder}/records.jsonl") or b"").decode().splitlines():
+            record = json.loads(line)
+            program, key = record.get("program"), record["key"]
+            weights = read_from_dvc(files, f"{folder}/{key}.safetensors") if record["run"]["seed"] == 0 else None
+            if program and not load(program, key, weights=weights is not None):
+                if weights is not None:
+                    checkpoints.write_atomically(f"{place(program, key)}.weights.safetensors", weights)
+                checkpoints.write_atomically(f"{place(program, key)}.json", json.dumps({"record": record, "machine": {}}))
+                found += 1
+    return found
+
+
+def absorb_teacher(path, about):
+    """Take a teacher's file into the store if DVC has it and it is of the program and key in `about`."""
+    files, name = files_of_dvc(), path.relative_to(ROOT).as_posix()
+    try:
+        stated = json.loads(read_from_dvc(files, f"{name.removesuffix('.safetensors')}.json") or b"{}")
+    except ValueError:
+        return
+    if stated == about and (weights := read_from_dvc(files, name)):
+        stem = place(about["program"], about["key"])
+        checkpoints.write_atomically(f"{stem}.safetensors", weights)
+        checkpoints.write_atomically(f"{stem}.json", json.dumps(about))
+
+
+def contents():
+    """{(profile, program, key): [files]} of everything in the store; profile "" for what cannot be told."""
+    found = defaultdict(list)
+    for path in sorted(STORE.glob("*/*")):
+        found[path.parent.name, path.name.partition(".")[0]].append(path)
+    return {(profile_of(files), *place): files for place, files in found.items()}
+
+
+def profile_of(files):
+    """The profile of an entry from its JSON, "" for one that never came to its end."""
+    for path in files:
+        if path.suffix == ".json":
+            try:
+                entry = json.loads(path.read_text())
+                return entry["profile"] if "profile" in entry else entry["record"]["run"]["profile"]
+            except (OSError, ValueError, KeyError, TypeError):
+                return ""
+    return ""
+
+
+def size_of(path):
+    """Bytes of a file, or of all files below a folder."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def remove(paths):
+    """Remove files and folders, and the program's folder once it is empty."""
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()

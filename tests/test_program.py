@@ -1,0 +1,99 @@
+"""The program without its prose: the same text under every Python, blind to comments, not to code."""
+
+import textwrap
+
+import pytest
+
+from kd import program
+from kd.errors import ConfigError
+
+SOURCE = '''
+"""A module's docstring
+over two lines."""
+import os  # a comment
+
+
+class A:
+    """A class's."""
+
+    x = "a # b"  # no comment inside the string
+    """A string under an attribute."""
+
+    def only_a_docstring(self):
+        """Nothing else."""
+
+    def f(self, n):
+        # a comment of its own
+        text = f"{n!r:>{3}} {'quoted'} {n:.2f}"
+        return f"""{n}
+
+  # not a comment: {text}
+"""
+
+
+def g(a,
+      # between arguments
+      b):
+    \'\'\'Quoted otherwise.\'\'\'
+    return """not a docstring"""
+'''
+# Recorded: every Python that runs these tests must make the same of it, whatever its own parser thinks of f-strings.
+WITHOUT = '''import os
+class A:
+    x = "a # b"
+    def only_a_docstring(self):
+    def f(self, n):
+        text = f"{n!r:>{3}} {'quoted'} {n:.2f}"
+        return f"""{n}
+
+  # not a comment: {text}
+"""
+def g(a,
+      b):
+    return """not a docstring"""
+'''
+
+
+def test_the_text_is_the_recorded_one():
+    assert program.without_prose(SOURCE) == WITHOUT
+
+
+@pytest.mark.parametrize("line, other, same", [
+    ("x = 1  # one", "x = 1", True),
+    ("x = 1", "\n\nx = 1\n\n", True),
+    ("def f():\n    'doc'\n    return 1", "def f():\n    return 1", True),
+    ("x = 1", "x = 2", False),
+    ("x = '# one'", "x = '# two'", False),
+    ("x = f'{y}'", 'x = f"{y}"', False),  # the source itself: nothing is made of it
+    ("x = '''a\n\nb'''", "x = '''a\nb'''", False),
+])  # fmt: skip
+def test_prose_and_code_are_told_apart(line, other, same):
+    assert (program.without_prose(line + "\n") == program.without_prose(other + "\n")) is same
+
+
+def test_a_file_that_is_no_python_is_named(tmp_path):
+    for text in ("def f(:", "x = '''", "x = (1,"):
+        (tmp_path / "broken.py").write_text(text)
+        program.program_of.cache_clear()
+        with pytest.raises(ConfigError, match=r"broken.py is no Python"):
+            program.program_of(tmp_path / "broken.py")
+
+
+def test_imports_are_found_wherever_they_stand():
+    source = textwrap.dedent('''
+        import numpy
+        from kd import checkpoints
+        from kd.models import Output, build
+        from kd.data import dataset
+        def f():
+            from kd.methods.rco import RCO
+    ''')
+    assert program.imports(source) == ["kd.checkpoints", "kd.models", "kd.data.dataset", "kd.methods.rco"]
+
+
+def test_what_decides_no_result_is_no_part_of_the_training_program():
+    modules = program.closure(["kd.study.runs", "kd.methods.srm"])
+    assert {"kd.training", "kd.teachers", "kd.data.dataset", "kd.models.resnet", "kd.methods.base", "kd.methods.srm", "kd.recipe"} <= set(modules)
+    for module in ("kd.study.executor", "kd.study.study", "kd.study.store", "kd.study.tables", "kd.errors", "kd.checkpoints", "kd.progress"):
+        assert module not in modules
+    assert not [module for module in modules if module.startswith(("kd.report", "kd.pipeline"))]

@@ -1,0 +1,85 @@
+"""The store of finished runs: what is known is never trained, what is damaged is."""
+
+import json
+
+import pytest
+import torch
+
+from kd import program
+from kd.study import store
+from kd.study.clean import clean
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "STORE", tmp_path / "store")
+    return tmp_path / "store"
+
+
+def record(key="k1", profile="digits"):
+    return {"key": key, "run": {"profile": profile, "student": "cnn3x4", "seed": 0}, "top1_last": 93.0}
+
+
+def test_what_was_saved_is_known(empty):
+    store.save("p1", record(), {"seconds": 2.0}, {"student": {"w": torch.ones(2)}})
+    assert store.load("p1", "k1", weights=True) == {"record": {**record(), "program": "p1"}, "machine": {"seconds": 2.0}}
+    assert store.load("p2", "k1") is None and store.load("p1", "k2") is None
+
+
+def test_without_weights_it_is_known_only_to_those_who_need_none(empty):
+    store.save("p1", record(), {})
+    assert store.load("p1", "k1") and store.load("p1", "k1", weights=True) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"record": {"key": "other"}, "machine": {}}', '{"record": {"key": "k1"}}', "\x00"])
+def test_a_damaged_entry_is_not_known(empty, content):
+    store.save("p1", record(), {})
+    (empty / "p1" / "k1.json").write_text(content)
+    assert store.load("p1", "k1") is None
+
+
+def test_saving_ends_what_was_kept_for_going_on(empty):
+    running = empty / "p1" / "k1.running.safetensors"
+    running.parent.mkdir(parents=True)
+    running.write_bytes(b"half a run")
+    store.save("p1", record(), {})
+    assert not running.exists()
+
+
+def test_cleaning_removes_what_nothing_asks_for_and_counts_the_rest(empty, monkeypatch):
+    class OfDigits:
+        profile = "digits"
+
+    monkeypatch.setattr("kd.study.clean.Study", lambda stage: OfDigits())
+    monkeypatch.setattr("kd.study.clean.asked_for", lambda study: {("p1", "k1")})
+    monkeypatch.setattr(store, "training_md5", lambda methods: "p1")
+    store.save("p1", record(), {}, {"student": {"w": torch.ones(2)}})
+    store.save("p0", record(), {})  # of an earlier program
+    store.save("p1", record("k2"), {})  # of a row that is no more
+    store.save("p1", record("k3", "cifar100"), {})
+    for folder in ("p0", "p1"):
+        (empty / folder / "route-r1.safetensors").write_bytes(b"weights")
+        (empty / folder / "route-r1.json").write_text(json.dumps({"profile": "digits"}))
+    said = clean()
+    assert "cifar100" in said and "--prune would remove 3 entries" in said and store.load("p0", "k1")
+    assert "removed 3 entries" in clean(prune=True)
+    left = sorted(path.relative_to(empty).as_posix() for path in empty.rglob("*") if path.is_file())
+    assert left == ["p1/k1.json", "p1/k1.weights.safetensors", "p1/k3.json", "p1/route-r1.json", "p1/route-r1.safetensors"]
+
+
+def test_a_method_is_of_its_own_runs_program_alone(monkeypatch):
+    def change(name):
+        """training_md5 of two methods after a change of a module's program."""
+        store.training_md5.cache_clear()
+        true = program.program_of
+        with monkeypatch.context() as patch:
+            patch.setattr(program, "program_of", lambda path: true(path) + ("x = 1\n" if path == program.file_of(name) else ""))
+            return store.training_md5(("kr", "fixed")), store.training_md5(("kd", "rco"))
+
+    store.training_md5.cache_clear()
+    before = store.training_md5(("kr", "fixed")), store.training_md5(("kd", "rco"))
+    assert [a != b for a, b in zip(before, change("kd.methods.kr"), strict=True)] == [True, False]
+    assert [a != b for a, b in zip(before, change("kd.methods.rco"), strict=True)] == [False, True]
+    assert [a != b for a, b in zip(before, change("kd.training"), strict=True)] == [True, True]
+    assert [a != b for a, b in zip(before, change("kd.report.figures"), strict=True)] == [False, False]
+    store.training_md5.cache_clear()
