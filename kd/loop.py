@@ -89,6 +89,7 @@ class Run:
     report: Callable | None = None
     after_epoch: Callable | None = None
     after_lesson: Callable | None = None
+    ask: Callable | None = None  # (run, lesson, teachers, batch) -> their Outputs; None: kd.training.ask_teachers
     result: Result | None = None
 
     def __post_init__(self):
@@ -132,7 +133,6 @@ def train_phase(run, phase, first):
             reason = f"the loss is not finite after epoch {progress.epoch} ({means})"
             raise ConfigError(f"{phase.name}: {reason}; lower recipe.learning_rate")
         end_epoch(run, phase, optimizers, means)
-        yield progress
     progress.phase, progress.epoch, progress.optimizers = progress.phase + 1, 0, None
     return [optimizer.state_dict() for optimizer in optimizers]
 
@@ -164,10 +164,10 @@ def train_epoch(run, phase, step, epoch):
             module.train()
     sums, count = {}, run.data.steps(phase.recipe.batch_size)
     for number, batch in enumerate(batches(run.data, run.seed, epoch, phase.recipe), run.progress.epoch * count):
+        yield epoch, number - run.progress.epoch * count
         found = step(batch, phase.learning_rate_at(number, phase.recipe.epochs * count))
         for name, value in found.items():
             sums[name] = sums.get(name, 0.0) + value
-        yield run.progress
     return {name: float(total) / len(run.data.labels["train"]) for name, total in sums.items()}
 
 

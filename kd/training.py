@@ -7,8 +7,8 @@
 A run is lessons (which teacher, when?); a lesson is phases: what its knowledge prepares first, then the lesson itself.
 How a phase is trained, saved and resumed: kd/loop.py.
 
-`steps` is a generator that pauses after every batch, so that several runs can advance side by side; `distill` runs
-through it. What a lesson's teachers say of a batch comes from `teacher_outputs` alone.
+`steps` is a generator that pauses before every batch, so that several runs can advance side by side; `distill` runs
+through it. What a lesson's teachers say of a batch comes from `ask_teachers`, or what Run.ask puts in its place.
 """
 
 import contextlib
@@ -63,8 +63,10 @@ def train(network, data, recipe, seed=0, **options):
 
 
 def steps(run):
-    """Train a Run to its end. A generator of its Progress: after every batch, when all learners have taken their step,
-    and after every epoch. Runs that advance side by side share torch's generators, from which dropout draws."""
+    """Train a Run to its end. A generator of (epoch, batch), what the next step will be on, in the numbers of Data.batches.
+
+    Runs that advance side by side share torch's random generators: kd/side_by_side.py gives each its own state.
+    """
     began, shapes, networks = time.monotonic(), None, []
     run.student.to(memory_format=run.layout)
     torch.manual_seed(run.seed)
@@ -156,9 +158,10 @@ def lesson_phase(run, lesson, networks, past):
     if recipe.precision == "bf16":
         teachers = [fuse_batchnorm(network, torch.bfloat16) for network in teachers]
     label_weight = 1.0 if knowledge.label_weight is None else knowledge.label_weight
+    ask = run.ask or ask_teachers
 
     def loss(batch):
-        outputs = teacher_outputs(teachers, batch, recipe.precision) or [None]
+        outputs = ask(run, lesson, teachers, batch) or [None]
         mine = run_networks(student, batch.images, recipe.precision)
         terms = {}
         for theirs in outputs:
@@ -178,9 +181,9 @@ def lesson_phase(run, lesson, networks, past):
 
 
 @torch.no_grad()
-def teacher_outputs(teachers, batch, precision):
+def ask_teachers(run, lesson, teachers, batch):
     """The Output of each of a lesson's teachers for a batch."""
-    return [run_networks(network, batch.images, precision) for network in teachers]
+    return [run_networks(network, batch.images, run.recipe.precision) for network in teachers]
 
 
 @contextlib.contextmanager

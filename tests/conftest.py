@@ -20,14 +20,6 @@ def networks():
     return tiny.network("cnn6x8"), tiny.network()
 
 
-@pytest.fixture(scope="session")
-def project(tmp_path_factory):
-    """(folder, the first run's subprocess.CompletedProcess) of a fresh clone in which the smoke profile has run.
-
-    Tests of the xdist_group "pipeline" run in one process and so share it; each leaves it as it was.
-    """
-    from pipeline import clone, command
-
-    folder = clone(tmp_path_factory.mktemp("clone"))
-    command(folder, "kd", "use", "smoke")
-    return folder, command(folder, "kd", "repro")
+def pytest_collection_modifyitems(items):
+    """The pipeline's tests first: they share one clone, and so one process, and take longer than all others."""
+    items.sort(key=lambda item: item.path.stem != "test_pipeline")

@@ -17,19 +17,10 @@ from kd.models import Output
 from kd.training import distill
 
 
-def maps(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
 def pooled(array, size):
     """Average pooling to `size` where it divides the map evenly."""
     n, c, h, w = array.shape
     return array.reshape(n, c, size, h // size, size, w // size).mean((3, 5))
-
-
-def unit(array):
-    flat = array.reshape(len(array), -1)
-    return flat / np.sqrt((flat**2).sum(1, keepdims=True))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +32,7 @@ def teacher():
 
 
 def test_hint_distance_is_the_mean_square_over_every_entry_at_the_smaller_size():
-    a, b = maps(5, 6, 4, 4), maps(5, 6, 8, 8, seed=1)
+    a, b = tiny.normal(5, 6, 4, 4), tiny.normal(5, 6, 8, 8, seed=1)
     expected = np.mean((a.numpy() - pooled(b.numpy(), 4)) ** 2)
     assert float(hint_distance(a, b)) == pytest.approx(expected, abs=1e-12)
     assert float(hint_distance(b, a)) == pytest.approx(expected, abs=1e-12)
@@ -50,10 +41,10 @@ def test_hint_distance_is_the_mean_square_over_every_entry_at_the_smaller_size()
 
 @pytest.mark.parametrize("power", [1.0, 2.0, 3.5])
 def test_attention_distance(power):
-    a, b = maps(5, 6, 4, 4), maps(5, 3, 8, 8, seed=1)
+    a, b = tiny.normal(5, 6, 4, 4), tiny.normal(5, 3, 8, 8, seed=1)
 
     def attend(x):
-        return unit((np.abs(x) ** power).mean(1))
+        return tiny.unit((np.abs(x) ** power).mean(1))
 
     expected = np.mean((attend(a.numpy()) - attend(pooled(b.numpy(), 4))) ** 2)
     assert float(attention_distance(a, b, power)) == pytest.approx(expected, abs=1e-12)
@@ -69,32 +60,32 @@ def test_attention_distance_stays_below_its_bound():
 
 @pytest.mark.parametrize("power", [1, 2])
 def test_factor_distance(power):
-    a, b = maps(5, 6, 4, 4), maps(5, 6, 8, 8, seed=1)
-    difference = np.abs(unit(a.numpy()) - unit(pooled(b.numpy(), 4)))
+    a, b = tiny.normal(5, 6, 4, 4), tiny.normal(5, 6, 8, 8, seed=1)
+    difference = np.abs(tiny.unit(a.numpy()) - tiny.unit(pooled(b.numpy(), 4)))
     assert float(factor_distance(a, b, power)) == pytest.approx(np.mean(difference**power) ** (1 / power), abs=1e-12)
     assert float(factor_distance(a, 7 * a, power)) == pytest.approx(0, abs=1e-12)
 
 
 def test_the_gradient_of_equal_factors_is_finite():
-    a = maps(2, 3, 4, 4).requires_grad_()
+    a = tiny.normal(2, 3, 4, 4).requires_grad_()
     factor_distance(a, a.detach().clone(), 2).backward()
     assert torch.isfinite(a.grad).all()
 
 
 def test_unrelated_factors_of_the_authors_size_lie_0025_apart():
-    assert float(factor_distance(maps(64, 32, 8, 8), maps(64, 32, 8, 8, seed=1))) == pytest.approx(
+    assert float(factor_distance(tiny.normal(64, 32, 8, 8), tiny.normal(64, 32, 8, 8, seed=1))) == pytest.approx(
         1.13 / 2048**0.5, rel=0.01
     )
 
 
 def test_collapsed_distance():
-    a, b = maps(5, 6, 4, 4), maps(5, 3, 4, 4, seed=1)
-    expected = np.mean(np.abs(unit((a.numpy() ** 2).mean(1)) - unit((b.numpy() ** 2).mean(1))))
+    a, b = tiny.normal(5, 6, 4, 4), tiny.normal(5, 3, 4, 4, seed=1)
+    expected = np.mean(np.abs(tiny.unit((a.numpy() ** 2).mean(1)) - tiny.unit((b.numpy() ** 2).mean(1))))
     assert float(collapsed_distance(a, b)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_reconstruction_is_the_mean_absolute_error_and_leaves_the_map_alone():
-    coder, a = AutoEncoder(6, 3).double().eval(), maps(5, 6, 4, 4).requires_grad_()
+    coder, a = AutoEncoder(6, 3).double().eval(), tiny.normal(5, 6, 4, 4).requires_grad_()
     expected = np.mean(np.abs(coder(a)[1].detach().numpy() - a.detach().numpy()))
     loss = reconstruction_loss(coder, a)
     assert float(loss.detach()) == pytest.approx(expected, abs=1e-12)
@@ -118,7 +109,7 @@ def test_the_coder_is_that_of_the_authors():
 
 
 def test_places():
-    theirs, mine = [maps(1, c, 2, 2) for c in (1, 2, 3, 4)], [maps(1, c, 2, 2) for c in (5, 6, 7)]
+    theirs, mine = [tiny.normal(1, c, 2, 2) for c in (1, 2, 3, 4)], [tiny.normal(1, c, 2, 2) for c in (5, 6, 7)]
 
     def channels(taps, a=theirs, b=mine):
         return [(t.shape[1], s.shape[1]) for t, s in features_at(taps, a, b)]
@@ -134,7 +125,7 @@ def test_places():
 
 
 def test_same_size_leaves_equal_maps_alone():
-    a, b = maps(2, 3, 4, 4), maps(2, 5, 4, 4)
+    a, b = tiny.normal(2, 3, 4, 4), tiny.normal(2, 5, 4, 4)
     assert same_size(a, b)[0] is a and same_size(a, b)[1] is b
 
 
@@ -162,8 +153,8 @@ def test_wrong_values(wrong, says):
 
 
 def outputs(mine=(4, 8, 16), theirs=(8, 16, 32), sizes=(8, 4, 2)):
-    student = tuple(maps(3, c, s, s, seed=c).float().requires_grad_() for c, s in zip(mine, sizes, strict=True))
-    teacher = tuple(maps(3, c, s, s, seed=c + 1).float().requires_grad_() for c, s in zip(theirs, sizes, strict=True))
+    student = tuple(tiny.normal(3, c, s, s, seed=c).float().requires_grad_() for c, s in zip(mine, sizes, strict=True))
+    teacher = tuple(tiny.normal(3, c, s, s, seed=c + 1).float().requires_grad_() for c, s in zip(theirs, sizes, strict=True))
     return Output(torch.zeros(3, 3), student), Output(torch.zeros(3, 3), teacher)
 
 
@@ -194,7 +185,7 @@ def test_rescaled_factors():
 
 def test_regressors():
     assert [type(m).__name__ for m in build_regressor(4, 8, 1, "normed")] == ["Conv2d", "BatchNorm2d", "ReLU"]
-    assert build_regressor(4, 8, 3, "plain")(maps(1, 4, 5, 5).float()).shape == (1, 8, 5, 5)
+    assert build_regressor(4, 8, 3, "plain")(tiny.normal(1, 4, 5, 5).float()).shape == (1, 8, 5, 5)
 
 
 METHODS = {

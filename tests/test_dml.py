@@ -18,15 +18,10 @@ from kd.models import Output, Tapped, build
 from kd.training import distill
 
 
-def softmax(z):
-    e = np.exp(z - z.max(1, keepdims=True))
-    return e / e.sum(1, keepdims=True)
-
-
 def test_the_term_is_the_divergence_from_the_other():
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(7, 5, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2))
-    p, q = softmax(a.detach().numpy()), softmax(b.detach().numpy())
+    p, q = tiny.softmax(a.detach().numpy()), tiny.softmax(b.detach().numpy())
     expected = 3 * np.mean((q * np.log(q / p)).sum(1))
     term = DML(weight=3).mutual(Output(a, ()), Output(b, ()), peer_learns=False)["mutual"]
     assert float(term.detach()) == pytest.approx(expected, abs=1e-12)

@@ -1,19 +1,21 @@
 """How long the rest takes; in which order runs go."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from kd.study.executor import Estimate, duration, in_order
+from kd.study.executor import Estimate, duration, groups
 from kd.study.runs import key_of
 
 
 def run(method, seed, epochs=20):
-    return {"knowledge": [method], "curriculum": "fixed", "parameters": {method: {}}, "teacher": "t", "student": "s", "images_per_class": 0,
-            "recipe": {"epochs": epochs}, "seed": seed}  # fmt: skip
+    return {"knowledge": [method], "curriculum": "fixed", "parameters": {method: {}, "fixed": {}}, "teacher": "t", "student": "s", "images_per_class": 0,
+            "data_md5": "d", "recipe": {"epochs": epochs, "batch_size": 64, "precision": "fp32", "channels_last": True}, "seed": seed}  # fmt: skip
 
 
 def played(runs, cost, workers, share, known=()):
     """Play a stage up to `share` of its time, each run costing cost(run) seconds. Returns (estimated, true) seconds left."""
-    queue = in_order([(run, None, None) for run in runs])
+    queue = [(run, None, None) for run in sorted(runs, key=lambda run: run["seed"])]
     estimate, free, ends = Estimate([run for run, *_ in queue], workers, known), [0.0] * workers, []
     for item in queue:
         begin = min(free)
@@ -56,9 +58,15 @@ def test_it_never_says_that_all_is_done_while_runs_are_left():
     assert str(estimate) == "3/4 runs, 88 %, 3 s left (lesson 10/20)"
 
 
-def test_every_kind_is_seen_early_and_the_longest_of_a_seed_first():
-    runs = [(run(method, seed, epochs), None, None) for seed in range(2) for method, epochs in (("kd", 20), ("srm", 36))]
-    assert [(item[0]["seed"], item[0]["recipe"]["epochs"]) for item in in_order(runs)] == [(0, 36), (0, 20), (1, 36), (1, 20)]
+def test_groups_see_the_same_batches_and_keep_all_workers_busy():
+    runs = [(run(method, seed, epochs), None, None) for seed in range(3) for method, epochs in (("kd", 20), ("srm", 36), ("kr", 20), ("at", 20))]
+    found = groups(runs, SimpleNamespace(workers=2, side_by_side=8))
+    assert sorted(map(id, (item for task in found for item in task))) == sorted(map(id, runs))
+    assert len(found) >= 4 and all(len({item[0]["seed"] for item in task}) == 1 for task in found)
+    assert [task[0][0]["seed"] for task in found] == sorted(task[0][0]["seed"] for task in found)
+    assert found[0][0][0]["recipe"]["epochs"] == 36
+    assert {len(task) for task in groups(runs, SimpleNamespace(workers=2, side_by_side=1))} == {1}
+    assert max(len(task) for task in groups(runs, SimpleNamespace(workers=1, side_by_side=3))) <= 3
 
 
 def test_durations_in_words():

@@ -43,9 +43,7 @@ class Handler(BaseHTTPRequestHandler):
             if begin >= len(server.content):
                 return self.send_error(416)
             self.send_response(206)
-            self.send_header(
-                "Content-Range", f"bytes {begin}-{len(server.content) - 1}/{len(server.content)}"
-            )
+            self.send_header("Content-Range", f"bytes {begin}-{len(server.content) - 1}/{len(server.content)}")
         else:
             self.send_response(200)
         body = server.content[begin:]
@@ -100,9 +98,7 @@ def test_whole(server, project, capsys):
 def test_a_broken_download_goes_on_where_it_stopped(server, project):
     server.breaks = [300_000, 200_000]
     check(fetch("cifar100", [server.address + "/deep/hundred.tar.gz?download=1"], project), project)
-    assert server.asked == [
-        ("/deep/hundred.tar.gz?download=1", r) for r in (None, "bytes=300000-", "bytes=500000-")
-    ]
+    assert server.asked == [("/deep/hundred.tar.gz?download=1", r) for r in (None, "bytes=300000-", "bytes=500000-")]
 
 
 def test_a_part_of_an_earlier_run_is_used(server, project):
@@ -149,11 +145,7 @@ def test_wrong_content_never_takes_the_name(server, other, project, wrong):
     server.content = wrong
     with pytest.raises(ConfigError) as raised:
         fetch("cifar100", [server.address], project)
-    assert (
-        server.address in str(raised.value)
-        and "--from" in str(raised.value)
-        and "\n" not in str(raised.value)
-    )
+    assert server.address in str(raised.value) and "--from" in str(raised.value) and "\n" not in str(raised.value)
     assert not (project / "data/raw/hundred.tar.gz").exists()
     if wrong and len(wrong) > len(CONTENT):  # not read to its end
         assert f"{-(-len(CONTENT) // module.BLOCK) * module.BLOCK:,} bytes or more" in str(raised.value)
@@ -208,16 +200,12 @@ def test_addresses_of_environment_and_data_dvc(server, project, monkeypatch):
 def test_data_dvc_of_the_project():
     known = archives()
     assert {
-        name: (entry.size, entry.md5, entry.path.relative_to(ROOT).as_posix())
-        for name, entry in known.items()
+        name: (entry.size, entry.md5, entry.path.relative_to(ROOT).as_posix()) for name, entry in known.items()
     } == {
         "cifar10": (170498071, "c58f30108f718f92721af3b95e74349a", "data/raw/cifar-10-python.tar.gz"),
         "cifar100": (169001437, "eb9058c3a382ffc7106e4002c42a8d85", "data/raw/cifar-100-python.tar.gz"),
     }
-    assert all(
-        entry.addresses[0] == f"https://www.cs.toronto.edu/~kriz/{entry.path.name}"
-        for entry in known.values()
-    )
+    assert all(entry.addresses[0] == f"https://www.cs.toronto.edu/~kriz/{entry.path.name}" for entry in known.values())
     with pytest.raises(ConfigError, match="did you mean 'cifar100'"):
         archive("cifar-100")
 

@@ -14,22 +14,14 @@ from kd.training import distill
 NETWORKS = ("resnet20", "resnet8x4", "resnet50", "vgg8", "cnn3x4", "mobilenetv2", "allcnn-0.66", "wrn-16-1")
 
 
-def lived_in(name, channels=3):
-    """A network in eval mode whose norms have statistics and scales of their own, none near the initial 0 and 1."""
+def taught(name):
     torch.manual_seed(0)
-    network = build(name, 10, channels)
-    for norm in network.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.running_mean.uniform_(-0.5, 0.5)
-            norm.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(norm.weight, 0.7, 1.3)
-            nn.init.uniform_(norm.bias, -0.5, 0.5)
-    return network.eval().requires_grad_(False)
+    return tiny.shaken(build(name, 10)).eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_fusing_keeps_the_function_and_the_network(name):
-    network = lived_in(name)
+    network = taught(name)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
@@ -41,15 +33,15 @@ def test_fusing_keeps_the_function_and_the_network(name):
 
 
 def test_fusing_leaves_no_norm_in_a_resnet_and_no_gradient():
-    network = fuse_batchnorm(lived_in("resnet20"), torch.bfloat16)
+    network = fuse_batchnorm(taught("resnet20"), torch.bfloat16)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     assert all(p.dtype == torch.bfloat16 and not p.requires_grad for p in network.parameters())
 
 
 def test_what_must_not_be_fused_comes_back_untouched():
-    trains = lived_in("resnet8").train()
-    watched = Tapped(lived_in("resnet8"), ["stages.0"])
-    widths = Supernet(lived_in("resnet8"), (0.5, 1.0)).eval()
+    trains = taught("resnet8").train()
+    watched = Tapped(taught("resnet8"), ["stages.0"])
+    widths = Supernet(taught("resnet8"), (0.5, 1.0)).eval()
     for network in (trains, watched, widths):
         assert fuse_batchnorm(network) is network
 

@@ -39,25 +39,16 @@ def network(name="cnn3x4", seed=0):
     return built.eval()
 
 
-def numbers(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
 def outputs(student_channels=(4, 8), teacher_channels=(6, 10), sizes=(6, 4), seed=0):
     """Outputs of a student and a teacher with two stages each, float64."""
     made = []
     for place, channels in enumerate((student_channels, teacher_channels)):
         maps = [
-            numbers(5, c, s, s, seed=seed + 10 * place + i).relu()
+            tiny.normal(5, c, s, s, seed=seed + 10 * place + i).relu()
             for i, (c, s) in enumerate(zip(channels, sizes, strict=True))
         ]
-        made.append(Output(numbers(5, 3, seed=seed + place), tuple(maps)))
+        made.append(Output(tiny.normal(5, 3, seed=seed + place), tuple(maps)))
     return made
-
-
-def softmax(values):
-    e = np.exp(values - values.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
 
 
 def kept_by_hand(row, keep, recoding, temperature):
@@ -65,7 +56,7 @@ def kept_by_hand(row, keep, recoding, temperature):
     if recoding in ("none", "l1"):
         return list(range(len(row)))
     if recoding == "threshold":
-        p, total, chosen = softmax(row / temperature), 0.0, []
+        p, total, chosen = tiny.softmax(row / temperature), 0.0, []
         for i in order:
             chosen.append(i)
             total += p[i]
@@ -78,13 +69,13 @@ def kept_by_hand(row, keep, recoding, temperature):
 @pytest.mark.parametrize("recoding", ["top-k", "threshold", "mask gradient", "l1", "none"])
 @pytest.mark.parametrize(("temperature", "keep"), [(1.0, 0.5), (0.5, 0.3), (4.0, 0.8), (2.0, 1.0)])
 def test_cross_entropy_against_numpy(recoding, temperature, keep):
-    z_s, z_t = 2 * numbers(7, 9), 2 * numbers(7, 9, seed=1)
+    z_s, z_t = 2 * tiny.normal(7, 9), 2 * tiny.normal(7, 9, seed=1)
     losses = []
     for mine, theirs in zip(z_s.numpy(), z_t.numpy(), strict=True):
         kept = kept_by_hand(theirs, keep, recoding, temperature)
         if recoding == "mask gradient":
             kept = list(range(9))
-        q, p = softmax(theirs[kept] / temperature), softmax(mine[kept] / temperature)
+        q, p = tiny.softmax(theirs[kept] / temperature), tiny.softmax(mine[kept] / temperature)
         losses.append(-(q * np.log(p)).sum())
     expected = temperature**2 * np.mean(losses)
     if recoding == "l1":
@@ -95,7 +86,7 @@ def test_cross_entropy_against_numpy(recoding, temperature, keep):
 
 @pytest.mark.parametrize("recoding", ["top-k", "threshold", "mask gradient"])
 def test_only_kept_coordinates_pass_gradient(recoding):
-    z_s, z_t = numbers(7, 9).requires_grad_(), (3 * numbers(7, 9, seed=1)).requires_grad_()
+    z_s, z_t = tiny.normal(7, 9).requires_grad_(), (3 * tiny.normal(7, 9, seed=1)).requires_grad_()
     recoded_cross_entropy(z_s, z_t, 2.0, 0.4, recoding).backward()
     assert z_t.grad is None
     for mine, theirs, gradient in zip(z_s.detach().numpy(), z_t.detach().numpy(), z_s.grad.numpy(), strict=True):
@@ -103,7 +94,7 @@ def test_only_kept_coordinates_pass_gradient(recoding):
         assert 2 <= len(kept) < 9
         support = list(range(9)) if recoding == "mask gradient" else kept
         expected = np.zeros(9)
-        expected[support] = 2.0 * (softmax(mine[support] / 2) - softmax(theirs[support] / 2)) / 7  # T (p - q) / N
+        expected[support] = 2.0 * (tiny.softmax(mine[support] / 2) - tiny.softmax(theirs[support] / 2)) / 7  # T (p - q) / N
         dropped = [i for i in range(9) if i not in kept]
         expected[dropped] = 0.0
         np.testing.assert_allclose(gradient, expected, atol=1e-12)
@@ -112,20 +103,20 @@ def test_only_kept_coordinates_pass_gradient(recoding):
 
 @pytest.mark.parametrize("recoding", ["top-k", "threshold", "mask gradient", "none"])
 def test_least_value_is_the_entropy_of_the_recoded_teacher(recoding):
-    z_t = 2 * numbers(6, 8)
+    z_t = 2 * tiny.normal(6, 8)
     least = recoded_cross_entropy(z_t, z_t, 1.5, 0.5, recoding).item()
     entropies = []
     for row in z_t.numpy():
         kept = list(range(8)) if recoding == "mask gradient" else kept_by_hand(row, 0.5, recoding, 1.5)
-        q = softmax(row[kept] / 1.5)
+        q = tiny.softmax(row[kept] / 1.5)
         entropies.append(-(q * np.log(q)).sum())
     assert abs(least - 1.5**2 * np.mean(entropies)) < 1e-9
     for seed in range(5):
-        assert recoded_cross_entropy(z_t + 0.3 * numbers(6, 8, seed=seed + 5), z_t, 1.5, 0.5, recoding).item() > least
+        assert recoded_cross_entropy(z_t + 0.3 * tiny.normal(6, 8, seed=seed + 5), z_t, 1.5, 0.5, recoding).item() > least
 
 
 def test_strongest_counts_and_edges():
-    z = numbers(11, 7)
+    z = tiny.normal(11, 7)
     assert strongest(z, 0.5).sum(1).tolist() == [4] * 11  # ceil(3.5)
     assert strongest(z, 1e-9).sum(1).tolist() == [2] * 11  # one alone would pass no gradient
     assert strongest(z, 1e-9, "threshold").sum(1).tolist() == [2] * 11
@@ -139,7 +130,7 @@ def test_strongest_counts_and_edges():
 
 
 def test_codes_against_numpy():
-    f = numbers(3, 4, 2, 5)
+    f = tiny.normal(3, 4, 2, 5)
     x = f.numpy()
     np.testing.assert_allclose(code(f, "group"), x.mean((2, 3)), atol=1e-12)
     positions = [x[n, :, h, w] for n in range(3) for h in range(2) for w in range(5)]
@@ -149,7 +140,7 @@ def test_codes_against_numpy():
 
 
 def test_fewer_averages_neighbours():
-    v = numbers(2, 3, 8)
+    v = tiny.normal(2, 3, 8)
     np.testing.assert_allclose(fewer(v, 4, "pooled"), v.numpy().reshape(2, 3, 4, 2).mean(-1), atol=1e-12)
     falling = -np.sort(-v.numpy(), -1)
     np.testing.assert_allclose(fewer(v, 4, "sorted"), falling.reshape(2, 3, 4, 2).mean(-1), atol=1e-12)
@@ -171,7 +162,7 @@ def test_loss_end_to_end_against_numpy():
         rows = []
         for m, t in zip(mine, theirs, strict=True):
             kept = kept_by_hand(t, 0.4, "top-k", 0.7)
-            rows.append(-(softmax(t[kept] / 0.7) * np.log(softmax(m[kept] / 0.7))).sum())
+            rows.append(-(tiny.softmax(t[kept] / 0.7) * np.log(tiny.softmax(m[kept] / 0.7))).sum())
         total += 0.7**2 * np.mean(rows)
     found = knowledge.loss(student, teacher, None)
     assert list(found) == ["representation"]
@@ -262,7 +253,7 @@ def test_weights_against_numpy(aggregation):
         count = len(scales[0][0])  # 4, 8, 16: the student's is the smaller
         one, two = (np.mean([(-np.sort(-v)).reshape(count, -1).mean(1) for v in part], 0) for part in scales)
         kept = list(range(count // 2))  # sorted: the strongest stand first
-        total += -(softmax(two[kept]) * np.log(softmax(one[kept]))).sum()
+        total += -(tiny.softmax(two[kept]) * np.log(tiny.softmax(one[kept]))).sum()
     loss = knowledge.loss(mine, theirs, None)["representation"]
     assert abs(loss.item() - total) < 1e-5  # float32 networks
     loss.backward()
@@ -290,7 +281,7 @@ def test_wrong_parameters(options, words):
 
 def test_taps(data):
     student, teacher = outputs(student_channels=(4, 8), teacher_channels=(6, 10))
-    deeper = Output(teacher.logits, (numbers(5, 3, 8, 8), *teacher.features))
+    deeper = Output(teacher.logits, (tiny.normal(5, 3, 8, 8), *teacher.features))
     knowledge = KR()
     knowledge.build(None, None, student, deeper)
     assert [r.out_channels for r in knowledge.regressors] == [6, 10]  # as many of the deepest as both have
@@ -345,7 +336,7 @@ def test_the_gap_is_a_divergence_in_nats_at_any_temperature(data):
         rows = []
         for s, t in zip(*(f.double().numpy().mean((2, 3)) for f in codes), strict=True):
             kept = kept_by_hand(t, 0.5, "top-k", 4.0)
-            p, q = softmax(s[kept] / 4), softmax(t[kept] / 4)
+            p, q = tiny.softmax(s[kept] / 4), tiny.softmax(t[kept] / 4)
             rows.append((q * np.log(q / p)).sum())
         expected.append(np.mean(rows))
     assert knowledge.measure(student, teacher, data)["kr_gap"] == pytest.approx(expected, abs=1e-6)

@@ -89,7 +89,11 @@ def test_an_interrupted_run_ends_in_the_same_bits(networks, tmp_path, restart):
 def test_a_killed_run_ends_in_the_same_bits(data, tmp_path):
     recipe, expected, student = tiny.RECIPE.replace(epochs=40), tiny.network(), tiny.network()
     where = Checkpoint(tmp_path / "run.safetensors", every=0, run="x")
-    with tiny.process(lambda say: train(tiny.network(), data, recipe, checkpoint=where, after_epoch=lambda result, _: say(len(result.curve)))) as (run, heard):
+
+    def work(say):
+        train(tiny.network(), data, recipe, checkpoint=where, after_epoch=lambda result, _: say(len(result.curve)))
+
+    with tiny.process(work) as (run, heard):
         while heard() < 5:
             pass
         time.sleep(0.003)  # somewhere within an epoch or a save

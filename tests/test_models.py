@@ -4,6 +4,7 @@ import copy
 import math
 
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -88,17 +89,6 @@ def carry_over(source, target):
     return target
 
 
-def shaken(network):
-    """Batch norms as after some training, so that a lost or swapped norm shows."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.3)
-            nn.init.normal_(module.running_mean, std=0.3)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    return network.eval()
-
-
 def test_resnet_equals_torchvision_blocks():
     def shortcut(inputs, outputs, stride):
         return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
@@ -111,7 +101,7 @@ def test_resnet_equals_torchvision_blocks():
         block(128, 256, 2, shortcut(128, 256, 2)),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 10),
     )  # fmt: skip
-    network = shaken(build("resnet8x4", 10))
+    network = tiny.shaken(build("resnet8x4", 10)).eval()
     images = torch.randn(3, 3, 32, 32)
     expected = carry_over(network, other).eval()(images)
     torch.testing.assert_close(network(images).logits, expected, rtol=1e-4, atol=1e-4)
@@ -120,7 +110,7 @@ def test_resnet_equals_torchvision_blocks():
 def test_resnet50_equals_torchvision_with_a_small_stem():
     other = torchvision.models.resnet50(num_classes=10)
     other.conv1, other.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
-    network = shaken(build("resnet50", 10))
+    network = tiny.shaken(build("resnet50", 10)).eval()
     images = torch.randn(2, 3, 16, 16)
     expected = carry_over(network, other).eval()(images)
     torch.testing.assert_close(network(images).logits, expected, rtol=1e-3, atol=1e-3)
@@ -130,7 +120,7 @@ def test_vgg13_equals_torchvision_layers():
     features = torchvision.models.vgg13_bn().features  # pools after each of five blocks; ours keeps the first three
     kept = [layer for i, layer in enumerate(features) if not (isinstance(layer, nn.MaxPool2d) and i > 21)]
     other = nn.Sequential(*kept, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
-    network = shaken(build("vgg13", 10))
+    network = tiny.shaken(build("vgg13", 10)).eval()
     images = torch.randn(2, 3, 32, 32)
     expected = carry_over(network, other).eval()(images)
     torch.testing.assert_close(network(images).logits, expected, rtol=1e-4, atol=1e-4)
@@ -138,7 +128,7 @@ def test_vgg13_equals_torchvision_layers():
 
 @pytest.mark.parametrize("name,blocks", [("wrn-16-1", 2), ("wrn-16-2", 2), ("wrn-10-2", 1)])
 def test_wrn_by_hand(name, blocks):
-    network = shaken(build(name, 10))
+    network = tiny.shaken(build(name, 10)).eval()
     weights = network.state_dict()
 
     def activate(x, norm):
@@ -169,7 +159,7 @@ def test_wrn_by_hand(name, blocks):
 
 
 def test_densenet_puts_new_features_in_front():
-    network = shaken(build("densenet121", 10))
+    network = tiny.shaken(build("densenet121", 10)).eval()
     images = torch.randn(1, 3, 16, 16)
     output = network(images)
     third, fourth = output.features[2:]
@@ -185,7 +175,7 @@ def test_mobilenet_layout():
     assert [m.stride[0] for m in convolutions].count(2) == 4  # the first convolution and three depthwise ones
     depthwise = [m for m in convolutions if m.groups > 1]
     assert len(depthwise) == 17 and all(m.groups == m.in_channels == m.out_channels for m in depthwise)
-    block = shaken(network).stages[0][-1]  # 12 to 12 channels, stride 1: the second of two
+    block = tiny.shaken(network).eval().stages[0][-1]  # 12 to 12 channels, stride 1: the second of two
     x = torch.randn(1, 12, 4, 4)
     inner = x
     for module in block:

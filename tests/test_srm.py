@@ -35,10 +35,6 @@ def student():
     return tiny.network(seed=2)
 
 
-def tensors(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
 def started(srm, mine, theirs, dtype=torch.float64):
     """SRM with codebooks built for two Outputs of given features."""
     torch.manual_seed(5)
@@ -68,7 +64,7 @@ def by_hand(x, codebook, intercept, atoms):
 @pytest.mark.parametrize("atoms", [1, 3, 10])
 @pytest.mark.parametrize("exact", [False, True])
 def test_sparse_block_is_that_of_a_loop_over_positions(atoms, exact):
-    x, codebook, intercept = tensors(2, 5, 3, 4), tensors(5, 10, seed=1), tensors(1, seed=2)
+    x, codebook, intercept = tiny.normal(2, 5, 3, 4), tiny.normal(5, 10, seed=1), tiny.normal(1, seed=2)
     s, code, back = by_hand(x.numpy(), codebook.numpy(), float(intercept), atoms)
     similarity = scores(x, codebook, intercept).sigmoid()
     assert np.allclose(similarity, s, atol=1e-12)
@@ -94,7 +90,7 @@ def test_gradient_reaches_kept_entries_alone(exact):
 
 
 def test_losses_equal_their_definitions():
-    teacher_s, student_s = tensors(3, 6, 2, 4).sigmoid(), tensors(3, 6, 2, 4, seed=1).sigmoid()
+    teacher_s, student_s = tiny.normal(3, 6, 2, 4).sigmoid(), tiny.normal(3, 6, 2, 4, seed=1).sigmoid()
     t, p = teacher_s.numpy(), student_s.numpy()
     exponentials = np.exp(p)
     total = 0.0
@@ -119,12 +115,12 @@ def test_pixel_floor(codewords, floor):
 
 
 def test_image_loss_is_smallest_where_the_means_agree():
-    target = tensors(2, 5, 3, 3).sigmoid()
+    target = tiny.normal(2, 5, 3, 3).sigmoid()
     mean = target.mean((2, 3))
     entropy = -(mean * mean.log() + (1 - mean) * (1 - mean).log()).mean()
     assert float(image_loss(target, target)) == pytest.approx(float(entropy), abs=1e-12)
     for seed in range(5):
-        assert image_loss(tensors(2, 5, 3, 3, seed=seed + 1).sigmoid(), target) > entropy
+        assert image_loss(tiny.normal(2, 5, 3, 3, seed=seed + 1).sigmoid(), target) > entropy
 
 
 # papers.md 2.ii: K and k at the three taps of the paper's teacher, from the code's int() rules
@@ -160,8 +156,8 @@ def test_codebook_starts_in_the_ranges_of_the_code():
 @pytest.mark.parametrize("target", ["both", "pixel", "image"])
 @pytest.mark.parametrize("sigmoid_logits", [True, False])
 def test_stage_losses_equal_numpy(target, sigmoid_logits):
-    theirs = tuple(tensors(2, d, 8 // n, 8 // n, seed=n) for n, d in ((1, 6), (2, 10)))
-    mine = tuple(tensors(2, d, 8 // n, 8 // n, seed=9 + n) for n, d in ((1, 3), (2, 5)))
+    theirs = tuple(tiny.normal(2, d, 8 // n, 8 // n, seed=n) for n, d in ((1, 6), (2, 10)))
+    mine = tuple(tiny.normal(2, d, 8 // n, 8 // n, seed=9 + n) for n, d in ((1, 3), (2, 5)))
     srm = started(
         SRM(codewords=2, sparsity=0.1, target=target, taps=[0, 1], sigmoid_logits=sigmoid_logits), mine, theirs
     )
@@ -189,8 +185,8 @@ def test_stage_losses_equal_numpy(target, sigmoid_logits):
 
 
 def test_no_gradient_into_the_teacher_or_its_codebooks_in_stage_two():
-    theirs = tuple(tensors(2, 6, 4, 4, seed=n).requires_grad_() for n in range(3))
-    mine = tuple(tensors(2, 3, 4, 4, seed=5 + n).requires_grad_() for n in range(3))
+    theirs = tuple(tiny.normal(2, 6, 4, 4, seed=n).requires_grad_() for n in range(3))
+    mine = tuple(tiny.normal(2, 3, 4, 4, seed=5 + n).requires_grad_() for n in range(3))
     srm = started(SRM(), mine, theirs)
     sum(srm.matching_loss(Output(None, mine), Output(None, tuple(f.detach() for f in theirs))).values()).backward()
     assert all(p.grad is None for p in srm.teacher_codebooks.parameters())
@@ -200,14 +196,14 @@ def test_no_gradient_into_the_teacher_or_its_codebooks_in_stage_two():
 
 @pytest.mark.parametrize(("taps", "names"), [("last", ["last"]), ("middle", ["middle"]), ("all", ["0", "1", "2"]), ([0, -1], ["0", "-1"])])
 def test_terms_are_named_by_their_taps(taps, names):
-    features = tuple(tensors(2, 4, 2, 2, seed=seed) for seed in range(3))
+    features = tuple(tiny.normal(2, 4, 2, 2, seed=seed) for seed in range(3))
     srm, output = started(SRM(taps=taps), features, features), Output(None, features)
     assert list(srm.rebuilding_loss(output)) == [f"rebuilding {name}" for name in names]
     assert list(srm.matching_loss(output, output)) == [f"{term} {name}" for name in names for term in ("pixel", "image")]
 
 
 def test_maps_of_other_sizes_are_averaged_down_and_the_pooled_tap_is_one_position():
-    theirs, mine = (tensors(2, 6, 8, 8),), (tensors(2, 3, 4, 4, seed=1),)
+    theirs, mine = (tiny.normal(2, 6, 8, 8),), (tiny.normal(2, 3, 4, 4, seed=1),)
     srm = started(SRM(taps=[0], pooled=True), mine, theirs)
     matching = srm.matching_loss(Output(None, mine), Output(None, theirs))
     assert list(matching) == ["pixel 0", "image 0", "pixel pooled", "image pooled"]

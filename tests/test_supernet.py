@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import tiny
 import torch
 from torch import nn
 
@@ -13,16 +14,6 @@ from kd.models.vgg import VGG
 from kd.models.wrn import WideResNet
 
 IMAGE = (3, 16, 16)
-
-
-def shaken(network):
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.3)
-            nn.init.normal_(module.running_mean, std=0.3)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    return network
 
 
 def widths(full, width):
@@ -43,7 +34,7 @@ NARROW = {
 @pytest.mark.parametrize("name", [*NARROW, "allcnn-0.2", "resnet50"])
 @pytest.mark.parametrize("training", [True, False])
 def test_full_width_is_the_plain_network_to_the_bit(name, training):
-    network = shaken(build(name, 10)).train(training)
+    network = tiny.shaken(build(name, 10)).train(training)
     supernet = Supernet(network)
     assert supernet.training is training and supernet.network.training is training
     images = torch.randn(3, *IMAGE)
@@ -60,7 +51,7 @@ def test_full_width_is_the_plain_network_to_the_bit(name, training):
 @pytest.mark.parametrize("name", NARROW)
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_a_narrow_width_is_a_plain_narrow_network(name, index):
-    network = shaken(build(name, 10)).eval()
+    network = tiny.shaken(build(name, 10)).eval()
     supernet = Supernet(network).select(index)
     narrow = NARROW[name](supernet.widths[index]).eval()
     state = network.state_dict()
@@ -75,7 +66,7 @@ def test_a_narrow_width_is_a_plain_narrow_network(name, index):
 
 
 def test_gradients_stay_in_the_slice_and_norms_apart():
-    supernet = Supernet(shaken(build("resnet8", 10)), (0.5, 1.0)).select(0)
+    supernet = Supernet(tiny.shaken(build("resnet8", 10)), (0.5, 1.0)).select(0)
     norm = supernet.network.stages[2][0].branch[1]
     assert [n.num_features for n in norm] == [32, 64]
     before = [n.running_mean.clone() for n in norm]

@@ -208,29 +208,9 @@ def test_plain_logits_are_not_enough(data, networks):
             refuse()
 
 
-def test_steps_pause_after_every_batch_and_every_epoch(data, networks):
+def test_steps_pause_before_every_batch(data, networks):
     teacher, student = networks
     run = Run(student, Method.of(KD()), Teachers.of(teacher), data, tiny.RECIPE)
-    epochs = [progress.epoch for progress in steps(run)]
     count = data.steps(tiny.RECIPE.batch_size)
-    assert epochs == [epoch for n in range(tiny.RECIPE.epochs) for epoch in [n] * count + [n + 1]]
+    assert list(steps(run)) == [(epoch, batch) for epoch in range(tiny.RECIPE.epochs) for batch in range(count)]
     assert run.result.last["epoch"] == tiny.RECIPE.epochs and run.result.seconds > 0
-
-
-def test_runs_side_by_side_learn_what_they_learn_alone(data, networks):
-    teacher, _ = networks
-    methods = [lambda: KD(), lambda: SRM(warm_up=0.5) + KD(), lambda: Method(tiny.TwoLessons(False), KD())]
-
-    def runs():
-        for index, method in enumerate(methods):
-            route = Teachers(route=[teacher, teacher])
-            yield Run(tiny.network(seed=index), Method.of(method()), route, data, tiny.RECIPE.replace(epochs=2), seed=index)
-
-    alone, together = list(runs()), list(runs())
-    for run in alone:
-        list(steps(run))
-    under_way = [steps(run) for run in together]
-    while under_way:
-        under_way = [run for run in under_way if next(run, None) is not None]
-    for one, other in zip(alone, together, strict=True):
-        assert not tiny.changed(one.student, tiny.snapshot(other.student)) and one.result.curve == other.result.curve

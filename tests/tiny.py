@@ -1,9 +1,10 @@
-"""A data set, a teacher and runs that take a fraction of a second, for the tests of methods."""
+"""A data set, a teacher and runs that take a fraction of a second, and what tests of methods compare with."""
 
 import contextlib
 import copy
 import multiprocessing
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,13 +27,24 @@ def data(train=44, validation=12, test=24, classes=3, channels=1, padding=0, fli
         for image, label in zip(noise, labels[split], strict=True):
             image[:, (2 * int(label) + 1) % 8] += 120
         images[split] = noise.to(torch.uint8)
-    some = (0.3,) * channels, (0.2,) * channels
-    return Data("tiny", tuple("abcdefghij"[:classes]), images, labels, *some, padding, flip)
+    mean, std = (0.3, 0.4, 0.5)[:channels], (0.2, 0.25, 0.3)[:channels]
+    return Data("tiny", tuple("abcdefghij"[:classes]), images, labels, mean, std, padding, flip)
 
 
 def network(name="cnn3x4", seed=0):
     torch.manual_seed(seed)
     return build(name, 3, 1)
+
+
+def shaken(network):
+    """The network with batch norms as after some training, so that a lost or swapped norm shows."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.3)
+            torch.nn.init.normal_(module.running_mean, std=0.3)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    return network
 
 
 class Headless(torch.nn.Module):
@@ -50,6 +62,23 @@ def teacher(seed=5, name="cnn3x8"):
     trained = network(name, seed)
     train(trained, data(), RECIPE)
     return trained
+
+
+def normal(*shape, seed=0):
+    """Normal numbers, float64."""
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def softmax(logits):
+    """NumPy's, along the last axis."""
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def unit(array):
+    """A NumPy array (N, ...) as rows of length 1, (N, everything else)."""
+    rows = array.reshape(len(array), -1)
+    return rows / np.sqrt((rows**2).sum(1, keepdims=True))
 
 
 def snapshot(module):
@@ -128,11 +157,12 @@ def check_resume(method, source, folder, stops, recipe=RECIPE, **options):
 def process(work):
     """(a process that runs work(say), a function that waits for what it says next), for what must be killed."""
     context = multiprocessing.get_context("fork")  # knows everything that its parent knows, and starts at once
-    said = context.SimpleQueue()
-    run = context.Process(target=work, args=(said.put,))
+    hear, say = context.Pipe(duplex=False)
+    run = context.Process(target=work, args=(say.send,))
     run.start()
+    say.close()  # so that hearing ends, with EOFError, when the process does
     try:
-        yield run, said.get
+        yield run, hear.recv
     finally:
         run.kill()
         run.join()

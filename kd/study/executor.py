@@ -1,20 +1,22 @@
-"""Runs side by side in worker processes, each finished one into the store, with a line that says how long the rest will take."""
+"""Groups of runs in worker processes, each finished run into the store, with a line that says how long the rest will take."""
 
 import heapq
 import os
 import threading
-import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing import get_context, parent_process
 
 import torch
 
+from kd.errors import ConfigError
 from kd.progress import report
+from kd.side_by_side import Shared, Track, side_by_side
 from kd.study import store
 from kd.study.records import method_name
-from kd.study.runs import key_of, train_run
-from kd.study.settings import settings
+from kd.study.runs import begin_run, key_of, open_data, record_of
+from kd.study.settings import machine, settings
 from kd.training import Checkpoint
 
 # glibc keeps up to a gigabyte that is free, instead of handing feature maps back to the system after every step and having them
@@ -26,14 +28,16 @@ def run_parallel(wanted, title, known=()):
     """Train runs side by side and put each into the store as it ends. Returns nothing: ask the store.
 
     wanted: [(run, paths, keep the weights?), ...]. title: begins the line of progress. known: [(run, epochs, seconds), ...] of
-    finished runs, from which the time left is estimated at first. A run that fails stops the others and raises its error here; what had
+    finished runs, from which the time left is estimated at first. Runs that see the same batches advance side by side in one process
+    (kd/side_by_side.py). A run that fails lets its group come to its end, then stops the rest and raises its error here; what had
     finished stays in the store, what was under way goes on from its last checkpoint next time.
     """
     found = settings()
     os.environ |= KEEP_MEMORY  # read by the C library when a worker process starts
-    count = max(1, min(found.workers, len(wanted)))
+    tasks = groups(wanted, found)
+    count = max(1, min(found.workers, len(tasks)))
     context = get_context("spawn")
-    messages, estimate = context.Queue(), Estimate([run for run, *_ in in_order(wanted)], count, known)
+    messages, estimate = context.Queue(), Estimate([run for task in tasks for run, *_ in task], count, known)
 
     def watch():
         while (message := messages.get()) is not None:
@@ -44,7 +48,7 @@ def run_parallel(wanted, title, known=()):
     watcher.start()
     try:
         with ProcessPoolExecutor(count, context, begin_worker, (messages, found.threads)) as pool:
-            futures = [pool.submit(train_in_worker, *item, found.device) for item in in_order(wanted)]
+            futures = [pool.submit(train_in_worker, task, found.device) for task in tasks]
             try:
                 for future in as_completed(futures):
                     future.result()
@@ -57,9 +61,30 @@ def run_parallel(wanted, title, known=()):
         report("")
 
 
-def in_order(wanted):
-    """Seed by seed, within a seed the longest first: every kind of run is seen early, and short ones fill the end."""
-    return sorted(wanted, key=lambda item: (item[0]["seed"], -item[0]["recipe"]["epochs"]))
+def groups(wanted, found):
+    """`wanted` as lists of what one process trains side by side, in the order in which they begin.
+
+    Together go runs that see the same batches: of one data set, seed, batch size and precision; next to each other those with the same
+    lessons, which ask the same teachers. At most `found.side_by_side` (Settings), and so few that every worker gets two groups or
+    more: all cores are to be busy to the end. Seed by seed, so that every kind of run is seen early; the longest first.
+    """
+    alike = defaultdict(list)
+    for item in wanted:
+        run, recipe = item[0], item[0]["recipe"]
+        batches = run["data_md5"], run["images_per_class"], run["seed"], recipe["batch_size"], recipe["precision"], recipe["channels_last"]
+        alike[batches].append(item)
+    most = min(found.side_by_side, max(1, len(wanted) // (2 * found.workers)))
+    tasks = []
+    for items in alike.values():
+        items.sort(key=lambda item: (-item[0]["recipe"]["epochs"], lessons_of(item[0]), item[0]["knowledge"]))
+        count = -(-len(items) // most)
+        tasks += [items[len(items) * n // count : len(items) * (n + 1) // count] for n in range(count)]
+    return sorted(tasks, key=lambda task: (task[0][0]["seed"], -sum(run["recipe"]["epochs"] for run, *_ in task)))
+
+
+def lessons_of(run):
+    """Runs for which this agrees have the same teachers at the same time, as far as that is known beforehand."""
+    return run["teacher"], run["curriculum"], repr(sorted(run["parameters"][run["curriculum"]].items()))
 
 
 MESSAGES = None  # in a worker process: where it tells its progress
@@ -78,20 +103,47 @@ def begin_worker(messages, threads):
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def train_in_worker(run, paths, keep_weights, device):
-    """In a worker process: train one run, or go on with it, and put it into the store."""
-    key, program = key_of(run), store.program_of_run(run)
-    began, epochs = time.monotonic(), 0
+def train_in_worker(task, device):
+    """In a worker process: train a group of runs side by side, or go on with them, and put each into the store as it ends."""
+    tracks, failures = {}, []
+    data = {item[0]["images_per_class"]: Shared(open_data(item[1]["data"], item[0]["images_per_class"], device)) for item in task}
+    for run, paths, keep_weights in task:
+        key, program = key_of(run), store.program_of_run(run)
+        checkpoint = Checkpoint(f"{store.place(program, key)}.running.safetensors", run=key)
+        shared = data[run["images_per_class"]]
+        try:
+            training = begin_run(run, paths, shared, device, checkpoint=checkpoint, ask=shared.ask)
+        except ConfigError as problem:
+            failures.append(named(run, problem))
+            continue
+        track = Track(training)
+        training.report = partial(tell, key, track)
+        tracks[track] = run, key, program, keep_weights
+    for track, failure in side_by_side(tracks):
+        run, key, program, keep_weights = tracks[track]
+        if failure is not None:
+            failures.append(named(run, failure))
+            continue
+        record, weights = record_of(run, track.run)
+        images = len(record["curve"]) * len(track.run.data.labels["train"])
+        spent = {"seconds": round(track.seconds, 3), "images_per_second": round(images / max(track.seconds, 1e-9), 1)}
+        store.save(program, record, {"key": key, **spent, **machine(device)}, weights if keep_weights else None)
+        MESSAGES.put((key, len(record["curve"]), track.seconds, True, "done"))
+    if failures:
+        raise failures[0]
 
-    def tell(text):
-        nonlocal epochs
-        epochs += 1
-        MESSAGES.put((key, epochs, time.monotonic() - began, False, text))
 
-    checkpoint = Checkpoint(f"{store.place(program, key)}.running.safetensors", run=key)
-    record, machine, weights = train_run(run, paths, device, checkpoint, tell)
-    store.save(program, record, machine, weights if keep_weights else None)
-    MESSAGES.put((key, epochs, time.monotonic() - began, True, "done"))
+def tell(key, track, text):
+    """What a run reports after an epoch, with what the estimate of the time left needs."""
+    MESSAGES.put((key, len(track.run.progress.curve), track.spent(), False, text))
+
+
+def named(run, failure):
+    """The failure of a run, which says whose it is: beside it others were on their way."""
+    if not isinstance(failure, ConfigError):
+        failure.add_note(f"in the run {method_name(run)}, seed {run['seed']}")
+        return failure
+    return ConfigError(f"{method_name(run)}, seed {run['seed']}: {failure}")
 
 
 class Estimate:

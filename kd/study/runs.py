@@ -5,19 +5,18 @@ carries no time, host or version, so that the same run gives the same bytes; tho
 """
 
 import json
-import time
 from functools import cache
 from hashlib import md5
 
 import torch
 
 from kd.data.stream import open_data_for
+from kd.loop import Run
 from kd.methods import Teachers, make
 from kd.models import build, complexity
 from kd.recipe import Recipe
-from kd.study.settings import machine, settings
+from kd.study.settings import settings
 from kd.teachers import Route, SubNetworks
-from kd.training import distill
 
 
 def key_of(run):
@@ -38,20 +37,23 @@ def open_teacher(kind, path, device, **expected):
     return {"route": Route, "supernet": SubNetworks}[kind](path, device, **expected)
 
 
-def train_run(run, paths, device, checkpoint=None, report=None):
-    """Train one run to its end. Returns (record, machine's record, {"student": weights, "knowledge": weights}).
+def begin_run(run, paths, data, device, **options):
+    """What determines a run, as a kd.loop.Run that is ready to train: student, method, teachers, recipe.
 
-    paths: {"data": file, "route": file, "supernet": file}, the last two where the run's teacher needs them. checkpoint: what
-    kd.distill resumes from. report: (text) -> None, called after every epoch of every phase.
+    paths: {"data": file, "route": file, "supernet": file}, the last two where the run's teacher needs them. data: what `open_data`
+    gives of the first, or a Shared of it. options: checkpoint, report and ask of kd.loop.Run.
     """
-    data = open_data(paths["data"], run["images_per_class"], device)
     expected = {"network": run["teacher"], "data": run["data_md5"]}
     sources = {kind: open_teacher(kind, paths[kind], device, **expected) for kind in ("route", "supernet") if kind in paths}
     torch.manual_seed(run["seed"])
     student = build(run["student"], len(data.classes), data.image_shape[0]).to(device)
     recipe, method = Recipe.of(run["recipe"]), make(run["knowledge"], run["curriculum"], run["parameters"])
-    began = time.monotonic()
-    result = distill(student, method, Teachers(**sources) if sources else None, data, recipe, run["seed"], checkpoint, report)
+    return Run(student, method, Teachers(**sources), data, recipe, run["seed"], **options)
+
+
+def record_of(run, trained):
+    """(record, {"student": weights, "knowledge": weights}) of a run whose kd.loop.Run is `trained`."""
+    student, result, data = trained.student, trained.result, trained.data
     parameters, operations = complexity(student, data.image_shape)
     epochs = [entry for entry in result.curve if "test" in entry]
     record = {
@@ -69,10 +71,7 @@ def train_run(run, paths, device, checkpoint=None, report=None):
         "curve": result.curve,
         "measured": result.measured,
     }
-    images = len(result.curve) * len(data.labels["train"])
-    spent = {"seconds": round(time.monotonic() - began, 3), "images_per_second": round(images / max(result.seconds, 1e-9), 1)}
-    weights = {"student": student.state_dict(), "knowledge": method.knowledge.state_dict()}
-    return json.loads(json.dumps(rounded(record))), {"key": record["key"], **spent, **machine(device)}, weights
+    return json.loads(json.dumps(rounded(record))), trained.weights()
 
 
 def rounded(value):

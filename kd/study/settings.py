@@ -4,6 +4,7 @@
     KD_WORKERS=4           processes side by side; default: one a core on the CPU, one on a GPU
     KD_THREADS=1           threads a process computes with on the CPU; one, so that no result depends on the number of cores
     KD_MEMORY_SHARE=0.5    share of the free memory that images may take before they are read from disk as they are needed
+    KD_SIDE_BY_SIDE=8      runs that advance together in one process and share batches and teachers; 1: each alone
     KD_GRAPHS=1            on a GPU: each training step as one CUDA graph (kd/graphs.py)
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from kd import graphs
 from kd.errors import ConfigError
 
 MOST_WORKERS = 256  # more than that is a slip of the keyboard: every worker is a process with torch in it
@@ -22,12 +24,14 @@ MOST_WORKERS = 256  # more than that is a slip of the keyboard: every worker is 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the environment says, checked: device, workers (processes side by side), threads (of each, on the CPU), memory_share."""
+    """What the environment says, checked: device, workers (processes), threads (of each, on the CPU), memory_share, side_by_side
+    (runs that advance together in a process)."""
 
     device: str
     workers: int
     threads: int
     memory_share: float
+    side_by_side: int
 
 
 def settings():
@@ -44,6 +48,8 @@ def settings():
         number("KD_WORKERS", int, cores if device == "cpu" else 1, MOST_WORKERS),
         number("KD_THREADS", int, 1, cores),
         number("KD_MEMORY_SHARE", float, 0.5, 1),
+        # a recorded step replays its own teacher's passes, so that nothing could be shared
+        1 if graphs.wanted(torch.device(device)) else number("KD_SIDE_BY_SIDE", int, 8, MOST_WORKERS),
     )
 
 

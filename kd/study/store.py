@@ -36,7 +36,7 @@ def training_md5(methods):
 
     An executor's, a table's or a picture's code is no part of it.
     """
-    return md5(program(closure(["kd.study.runs", *map(module_of, methods)])).encode()).hexdigest()[:12]
+    return md5(program(closure(["kd.study.runs", "kd.training", *map(module_of, methods)])).encode()).hexdigest()[:12]
 
 
 def program_of_run(run):
