@@ -35,6 +35,7 @@ class Shared:
     def make(self, key, number):
         """Make the batch after the one kept; False where that is not batch `number`."""
         if number == 0 and key not in self.kept:
+            self.kept = {place: kept for place, kept in self.kept.items() if place in self.iterators}  # whoever goes on has the last ones
             self.iterators[key] = self.data.batches(*key)
         elif key not in self.kept or self.kept[key][0] != number - 1:
             return False

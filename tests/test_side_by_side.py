@@ -163,6 +163,14 @@ def test_who_is_out_of_step_gets_batches_of_its_own():
             assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
 
 
+def test_no_batch_outlives_its_epoch():
+    shared = Shared(tiny.data())
+    for epoch in range(5):
+        for one, other in zip(shared.batches(1, epoch, 16), shared.batches(1, epoch, 16), strict=True):
+            assert one is other
+    assert len(shared.kept) == 1 and not shared.iterators
+
+
 def test_a_fixed_lesson_by_another_index_is_asked_for_itself(teachers):
     shared = Shared(tiny.data())
     runs = [Run(tiny.network(), Method(Fixed(index=index), KD()), teachers, shared, tiny.RECIPE, 3, ask=shared.ask) for index in (0, 1)]

@@ -1,6 +1,5 @@
 """The stages of dvc.yaml: `python -m kd stage NAME [NETWORK or SEARCH]`. What a stage reads comes from params.yaml alone."""
 
-import inspect
 import os
 import shutil
 import sys
@@ -56,10 +55,6 @@ def make_data():
     """Stage data: the archive as tensors, in one file."""
     params = study_parameters()
     values = {key: value for key, value in params["data"].items() if key != "watch"}
-    known = list(inspect.signature(load_data).parameters)
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"data.{key}: unknown{nearest(key, known)}; known: {', '.join(known)}")
     data = load_data(values.pop("name"), cache=str(ROOT / "data" / "cache"), **values)
     data.save(images_path(params["profile"]))
     counts = ", ".join(f"{len(labels)} {split}" for split, labels in data.labels.items())

@@ -31,7 +31,7 @@ def clean(prune=False):
     except ConfigError as problem:
         raise ConfigError(f"what is still wanted cannot be told ({problem})") from None
     labels_program = store.training_md5(("labels",))
-    size, spare, removed = defaultdict(lambda: [0, 0]), [], [0, 0]
+    size, spare = defaultdict(lambda: [0, 0]), []
     for (profile, program, key), files in contents.items():
         teacher = key.startswith(("route-", "supernet-"))
         kept = program == labels_program if teacher else (program, key) in wanted

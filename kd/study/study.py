@@ -184,7 +184,8 @@ class Study:
     def asked(self, *stages):
         """All runs that the parameters in force ask for in the tables of these stages."""
         tables = [load_table(name) for stage in stages for name in table_names(stage)]
-        return [run for table in tables for row, _, run, _ in self.runs(table) if row in asked_rows(table, self.params)]
+        asked = {table["name"]: asked_rows(table, self.params) for table in tables}
+        return [run for table in tables for row, _, run, _ in self.runs(table) if row in asked[table["name"]]]
 
     def train_missing(self, wanted):
         """{key: record} of `wanted`, {key: (run, paths, keep the weights?)}: from the store, after training what it does not have."""
