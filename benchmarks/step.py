@@ -20,7 +20,6 @@ import platform
 import subprocess
 import sys
 import time
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, median
 
@@ -32,6 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import peer, report
 from benchmarks.peer import BATCH, CLASSES
+from benchmarks.table import time_table
+from benchmarks.turns import Turns, clock, in_own_process
 from kd.data import Data, load_data
 from kd.errors import ConfigError
 from kd.methods import KNOWLEDGE, freeze, make
@@ -44,20 +45,19 @@ from kd.study.settings import device_name, peak_memory, use_device
 from kd.training import distill, train
 
 ROOT = Path(__file__).resolve().parent.parent
+SECTIONS = ("steps", "table", "phases", "methods", "neutrality")
 PAIRS = (("resnet56", "resnet20"), ("resnet32x4", "resnet8x4"))
 # a small rate: random labels at the papers' 0.05 may diverge, and a step takes the same time
 RECIPE = Recipe(epochs=1, batch_size=BATCH, learning_rate=1e-3)
 BF16 = RECIPE.replace(precision="bf16")
 VARIANTS = {"fp32": RECIPE.replace(channels_last=False), "fp32 channels_last": RECIPE, "bf16 channels_last": BF16}
-COMPILED, GRAPHS, PEER = "bf16 compiled", "bf16 CUDA graphs", "RepDistiller"
+COMPILED, GRAPHS, PEER = "bf16 compiled", "bf16 CUDA graphs", peer.NAME
+TABLE = {
+    "one row after another, fp32": (RECIPE, False),
+    "side by side, fp32": (RECIPE, True),
+    "side by side, bf16": (BF16, True),
+}
 MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the matrices whose product is the ceiling
-
-
-def clock():
-    """Seconds, once the GPU has done what it was asked for."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def random_data(images, test=0, side=32, classes=CLASSES):
@@ -89,77 +89,13 @@ def networks(pair, device):
     return freeze(teacher), student
 
 
-@contextlib.contextmanager
-def environment(variables):
-    """os.environ with `variables`, for processes that are started meanwhile."""
-    before = os.environ.copy()
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def run_peer(checkout, pair, steps, answer):
+    peer.run(checkout, pair, steps, use_device(), clock, lambda seconds: answer(1e3 * seconds / steps))
 
 
-def in_own_process(function, *arguments):
-    """What `function` returns in a process like those that train."""
-    with environment(KEEP_MEMORY), get_context("spawn").Pool(1, use_device) as pool:
-        return pool.apply(function, arguments)
-
-
-class Turns:
-    """A variant in a process of its own, which works when it is told to. ConfigError names one that dies or is late."""
-
-    def __init__(self, variant, *arguments):
-        self.variant, context = variant, get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=take_turns, args=(theirs, variant, *arguments))
-        with environment({} if variant == PEER else {**KEEP_MEMORY, "KD_GRAPHS": str(int(variant == GRAPHS))}):
-            self.process.start()
-        theirs.close()
-
-    def answer(self, limit=None):
-        """Milliseconds a step of the turn under way, the first being the warm-up; ConfigError after `limit` seconds."""
-        try:
-            found = self.connection.recv() if self.connection.poll(limit) else f"not ready after {limit} s"
-        except (EOFError, ConnectionError):
-            self.process.join()
-            found = f"its process ended with {self.process.exitcode}"
-        if isinstance(found, str):
-            self.process.kill()
-            raise ConfigError(f"{self.variant}: {found}")
-        return found
-
-    def turn(self):
-        with contextlib.suppress(OSError):  # it is dead: the answer that does not come will say so
-            self.connection.send("go")
-        return self.answer()
-
-    def close(self):
-        self.connection.close()
-        self.process.join()
-
-
-def take_turns(connection, variant, pair, steps, checkout):
-    """What a variant's process does, until its parent closes the connection."""
-
-    def answer(seconds):
-        connection.send(1e3 * seconds / steps)
-        connection.recv()
-
-    try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            if variant == PEER:
-                peer.run(checkout, pair, steps, use_device(), clock, answer)
-            run_ours(variant, pair, steps, use_device(), answer)
-    except (EOFError, ConnectionError):
-        pass
-    except Exception as error:
-        connection.send(f"{type(error).__name__}: {error}".partition("\n")[0][:200])
-
-
-def run_ours(variant, pair, steps, device, answer):
-    """kd.distill; answer(the seconds of `steps` steps) is called after each epoch, of which there are enough."""
+def run_ours(variant, pair, steps, answer):
+    """kd.distill; answer(the milliseconds of a step) is called after each epoch of `steps`, of which there are enough."""
+    device = use_device()
     teacher, student = networks(pair, device)
     if variant == COMPILED:
         teacher = fuse_batchnorm(teacher)
@@ -167,7 +103,14 @@ def run_ours(variant, pair, steps, device, answer):
             network.compile(dynamic=False)
     data = timed(random_data(BATCH * steps).to(device))
     recipe = VARIANTS.get(variant, BF16).replace(epochs=1_000_000, schedule="constant")
-    distill(student, make(["kd"]), teacher, data, recipe, after_epoch=lambda *_: answer(data.spans[-1]))
+    distill(student, make(["kd"]), teacher, data, recipe, after_epoch=lambda *_: answer(1e3 * data.spans[-1] / steps))
+
+
+def take_part(variant, pair, steps, checkout):
+    """The Turns of a variant, which answers with milliseconds a step."""
+    if variant == PEER:
+        return Turns(variant, run_peer, checkout, pair, steps, variables={})
+    return Turns(variant, run_ours, variant, pair, steps, variables={**KEEP_MEMORY, "KD_GRAPHS": str(int(variant == GRAPHS))})
 
 
 def time_steps(steps, repeats, device, checkout=None, compile_seconds=0, pairs=PAIRS):
@@ -180,7 +123,7 @@ def time_steps(steps, repeats, device, checkout=None, compile_seconds=0, pairs=P
         title, variants = " -> ".join(pair), {}
         with contextlib.ExitStack() as stack:
             for name in names:
-                turns = Turns(name, pair, steps, checkout)
+                turns = take_part(name, pair, steps, checkout)
                 stack.callback(turns.close)
                 try:
                     turns.answer(compile_seconds if name == COMPILED else None)
@@ -369,30 +312,32 @@ def benchmark(options):
     os.environ.setdefault("KD_THREADS", str(os.cpu_count()))  # nothing else should run beside a measurement
     device, folder = use_device(), Path(options.reports)
     folder.mkdir(parents=True, exist_ok=True)
-    print("memory, start-up, steps ...")
-    size = in_own_process(memory)
-    size = f"50,000 + 10,000 images of 3x32x32 take {size:.0f} MiB at most beyond the program, batches included"
-    start_up = [f"`import {name}`, with Python's start: {seconds_to_import(name):.2f} s" for name in ("torch", "kd")]
-    steps, notes = time_steps(options.steps, options.repeats, device, checkout, options.compile)
-    print("phases ...")
-    results = {"steps": steps, "phases": in_own_process(time_phases, options.steps, device)}
-    if options.methods:
+    wanted, results = options.only or SECTIONS, {}
+    if "steps" in wanted:
+        print("memory, start-up, steps ...")
+        size = in_own_process(memory)
+        notes = [f"50,000 + 10,000 images of 3x32x32 take {size:.0f} MiB at most beyond the program, batches included"]
+        notes += [f"`import {name}`, with Python's start: {seconds_to_import(name):.2f} s" for name in ("torch", "kd")]
+        results["steps"], more = time_steps(options.steps, options.repeats, device, checkout, options.compile)
+        results["notes"] = [{"text": note} for note in (*notes, *more)]
+    if "table" in wanted and not device.startswith("cuda"):
+        print("table ...")
+        sizes = max(2, options.steps // 5), options.repeats  # of eight students each
+        results["table"] = time_table(*sizes, random_data, TABLE, checkout, PAIRS)
+    if "phases" in wanted:
+        print("phases ...")
+        results["phases"] = in_own_process(time_phases, options.steps, device)
+    if "methods" in wanted:
         print("methods ...")
         results["methods"] = in_own_process(time_methods, max(2, options.steps // 4), options.repeats, device)
-    if options.neutrality:
+    if "neutrality" in wanted and options.neutrality:
         print("neutrality ...")
         results["neutrality"] = in_own_process(neutrality, options.neutrality, device)
-    notes += [size, *start_up]
     machine = device_name(device)
     if not device.startswith("cuda"):
-        notes.append("CUDA graphs and several seeds on one GPU (KD_GRAPHS, KD_WORKERS): not measured, no GPU here")
         machine += f", {torch.get_num_threads()} threads"
     machine += f"; Python {platform.python_version()}, torch {torch.__version__}"
-    command = f"python benchmarks/step.py --steps {options.steps} --repeats {options.repeats}"
-    command += " --peer PATH" * bool(checkout) + f" --compile {options.compile}" * bool(options.compile)
-    command += " --no-methods" * (not options.methods)
-    command += f" --neutrality {options.neutrality}" * bool(options.neutrality)
-    report.write(folder, results, notes, machine, command)
+    report.write(folder, results, machine)
     print(f"{folder / 'benchmark.md'}: the tables")
 
 
@@ -404,7 +349,7 @@ def main(arguments=None):
     add("--steps", type=int, default=20, help="steps a turn")
     add("--compile", type=int, default=0, metavar="SECONDS", help="also torch.compile, given up after that long")
     add("--neutrality", type=int, default=0, metavar="SEEDS", help="also accuracy on the digits, over paired seeds")
-    add("--no-methods", dest="methods", action="store_false", help="leave out the cost of each method's step")
+    add("--only", nargs="+", choices=SECTIONS, help="measure these alone; the report keeps what it has of the others")
     add("--reports", metavar="FOLDER", default=ROOT / "reports", help="where the report goes; default: reports/")
     try:
         benchmark(parser.parse_args(arguments))

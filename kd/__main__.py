@@ -54,10 +54,10 @@ def command_search(options):
 
 
 def command_show(options):
-    """Print the records behind a table's cell."""
-    from kd.report.show import show
+    """Print the records behind a table's cell, or a claim and what every study says of it."""
+    from kd.report.show import show, show_claim
 
-    print(show(options.table, options.row, options.profile))
+    print(show_claim(options.table) if options.row is None else show(options.table, options.row, options.profile))
 
 
 def command_plan(options):
@@ -92,15 +92,24 @@ def command_readme(options):
     write_readme(check=options.check)
 
 
+def command_claims(options):
+    """Write reports/claims.md, claims.csv and claims.svg from all committed results: every claim, in every study."""
+    from kd.report.claims_page import write_claims
+
+    write_claims(check=options.check)
+
+
 def command_lint(options):
-    """Check that notebooks are committed without outputs and README's numbers are those of the records."""
+    """Check that notebooks are committed without outputs, and that README's and the claims' numbers are those of the records."""
     from kd.pipeline.notebook import check_clean
+    from kd.report.claims_page import write_claims
     from kd.report.readme import write_readme
 
     complaints = [line for path in sorted((ROOT / "notebooks").glob("*.ipynb")) for line in check_clean(path)]
     if complaints:
         raise ConfigError("; ".join(complaints))
     write_readme(check=True)
+    write_claims(check=True)
 
 
 def command_strip(options):
@@ -155,8 +164,8 @@ def parser():
     search.add_argument("method")
     search.add_argument("--out", help="folder for the table; default: reports/PROFILE/searches")
     show = add(command_show)
-    show.add_argument("table")
-    show.add_argument("row")
+    show.add_argument("table", metavar="TABLE or CLAIM")
+    show.add_argument("row", nargs="?")
     show.add_argument("--profile", help="default: the one in params.yaml")
     add(command_plan)
     cost = add(command_cost)
@@ -166,6 +175,8 @@ def parser():
     clean.add_argument("--prune", action="store_true", help="remove what no table or search asks for")
     readme = add(command_readme)
     readme.add_argument("--check", action="store_true", help="change nothing; fail if README.md does not hold the records' numbers")
+    claims = add(command_claims)
+    claims.add_argument("--check", action="store_true", help="change nothing; fail if the files are not those of the results")
     add(command_lint)
     strip = add(command_strip)
     strip.add_argument("notebooks", nargs="+")

@@ -7,6 +7,7 @@ trained alone: outputs are the same numbers, and torch's random state is each ru
 """
 
 import time
+from collections import defaultdict
 
 from kd.checkpoints import random_state, restore_random_state
 from kd.training import PREPARATION, ask_teachers, steps
@@ -17,7 +18,8 @@ class Shared:
 
     def __init__(self, data):
         self.data, self.iterators, self.kept, self.said = data, {}, {}, {}
-        self.passes = {"asked": 0, "made": 0}  # a teacher's forward passes that runs asked for, and those that were made
+        # by the run's id: a teacher's forward passes that it asked for, and those that were made for it first
+        self.passes = defaultdict(lambda: {"asked": 0, "made": 0})
 
     def __getattr__(self, name):
         return getattr(self.data, name)
@@ -50,13 +52,13 @@ class Shared:
         for index, teacher in zip(lesson.indices, teachers, strict=False):  # no teachers where the knowledge learns from none now
             key = id(run.teachers[lesson.source]), index, run.recipe.precision
             images, output = self.said.get(key, (None, None))
-            self.passes["asked"] += 1
+            self.passes[id(run)]["asked"] += 1
             if images is batch.images:
                 run.progress.teacher_images.add_(len(images))  # its own network, which counts, was not asked
             else:
                 (output,) = ask_teachers(run, lesson, [teacher], batch)
                 self.said[key] = batch.images, output
-                self.passes["made"] += 1
+                self.passes[id(run)]["made"] += 1
             found.append(output)
         return found
 

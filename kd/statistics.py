@@ -48,6 +48,86 @@ def paired(values, baseline):
     return mean, width, len(difference), float(stats.ttest_1samp(difference, 0.0).pvalue)
 
 
+def contrast_of_pairs(wide, weights):
+    """A contrast of rows from the seeds that all of them have: (estimate, standard error, degrees of freedom, seeds).
+
+    wide: DataFrame of accuracies, a row a seed, a column a row of a table. weights: {column: coefficient}, summing to 0.
+    The standard error is nan for fewer than two seeds, and where every seed gives the same: accuracies come in steps, so
+    that says nothing of how much they would vary.
+    """
+    values = sum(weight * wide[name] for name, weight in weights.items()).dropna()
+    error = float(stats.sem(values)) if len(values) > 1 else float("nan")
+    return float(values.mean()), error if error > 1e-9 else float("nan"), len(values) - 1, len(values)
+
+
+class Blocks:
+    """Accuracy = row + seed + error, fitted by least squares to all rows at once, with one error for all of them.
+
+    wide: DataFrame, a row a seed, a column a row of a table; nan where a row lacks a seed. alike: whether the rows' spreads
+    may be taken for one (Levene's test, the medians' form, p > 0.05). Few seeds a row gain most from it.
+    """
+
+    def __init__(self, wide):
+        self.rows, values = list(wide.columns), wide.to_numpy(float)
+        seed, row = np.nonzero(~np.isnan(values))
+        design = np.hstack([row[:, None] == np.arange(values.shape[1]), (seed[:, None] == np.arange(len(values)))[:, 1:]])
+        design, observed = design.astype(float), values[seed, row]
+        self.estimate, _, rank, _ = np.linalg.lstsq(design, observed, rcond=None)
+        residuals = observed - design @ self.estimate
+        self.freedom = len(observed) - rank
+        spread = (residuals**2).sum() / self.freedom if self.freedom else float("nan")
+        self.covariance = spread * np.linalg.pinv(design.T @ design)
+        # each seed's common part as the median of the rows: a mean would lend a wild row's spread to all the others
+        common = wide.sub(wide.sub(wide.median()).median(axis=1), axis=0)
+        groups = [group for _, column in common.items() if len(group := column.dropna()) > 1]
+        self.alike = bool(self.freedom and len(groups) > 1 and stats.levene(*groups, center="median").pvalue > 0.05)
+
+    def contrast(self, weights):
+        """(estimate, standard error, degrees of freedom) of {row: coefficient}, summing to 0."""
+        vector = np.zeros(len(self.estimate))
+        for name, weight in weights.items():
+            vector[self.rows.index(name)] = weight
+        error = float(np.sqrt(max(vector @ self.covariance @ vector, 0.0)))
+        return float(vector @ self.estimate), error if error > 1e-9 else float("nan"), self.freedom
+
+
+def half_width(error, freedom, confidence=0.95):
+    """Half of a t-interval of an estimate with that standard error; nan where there is none."""
+    return float(stats.t.ppf(0.5 + confidence / 2, freedom) * error) if freedom > 0 else float("nan")
+
+
+def two_sided_p(estimate, error, freedom):
+    """Of the estimate being 0; nan without a standard error."""
+    return float(2 * stats.t.sf(abs(estimate) / error, freedom)) if freedom > 0 and np.isfinite(error) else float("nan")
+
+
+def equivalence_p(estimate, error, freedom, margin):
+    """Of the truth lying outside (-margin, margin): the larger p of two one-sided tests. Small: nothing that matters is there."""
+    if freedom <= 0 or not np.isfinite(error):
+        return float("nan")
+    return float(max(stats.t.sf((estimate + margin) / error, freedom), stats.t.sf((margin - estimate) / error, freedom)))
+
+
+def at_least_p(estimate, error, freedom, margin):
+    """Of the truth lying at or below -margin, a one-sided test. Small: it is no worse by as much as the margin."""
+    return float(stats.t.sf((estimate + margin) / error, freedom)) if freedom > 0 and np.isfinite(error) else float("nan")
+
+
+def seeds_needed(estimate, deviation, margin, tests, most=1000):
+    """Seeds that would decide at the spread and the estimate seen, each of `tests` tests at 5 % over their number.
+
+    Decide: the interval excludes zero, or lies inside (-margin, margin). deviation: of one seed's contrast. None: more than `most`.
+    """
+    level = 0.05 / tests
+    for count in range(2, most + 1):
+        error = deviation / np.sqrt(count)
+        shown = stats.t.ppf(1 - level / 2, count - 1) * error < abs(estimate)
+        equal = stats.t.ppf(1 - level, count - 1) * error < margin - abs(estimate)
+        if shown or equal:
+            return count
+    return None
+
+
 def verdict(mean, width, p):
     """What may be said of a paired difference: nothing is claimed inside its interval or against Holm's correction."""
     if not np.isfinite(width):
@@ -57,6 +137,15 @@ def verdict(mean, width, p):
     if p > 0.05:
         return "not after correction"
     return "better" if mean > 0 else "worse"
+
+
+def explored(mean, width):
+    """What an interval alone says of a difference that was not declared as a claim: exploratory, uncorrected, in brackets."""
+    if not np.isfinite(mean):
+        return ""
+    if not np.isfinite(width):
+        return "(no interval)"
+    return "(open)" if abs(mean) <= width else "(higher)" if mean > 0 else "(lower)"
 
 
 def with_verdicts(lines, mean="mean", width="interval"):

@@ -153,17 +153,25 @@ class JointTraining(Knowledge):
         phase.learners[0].loss = joint_loss(student, self.distil_in_place, precision=phase.recipe.precision)
 
 
-def train_supernet(name, data, recipe, widths, path, seed=0, distil_in_place=False, resume=None, report=None):
+def train_supernet(
+    name, data, recipe, widths, path, seed=0, distil_in_place=False, resume=None, report=None, start=None
+):
     """Train nested widths of the network called `name` jointly, and save them as one file.
 
-    widths: increasing shares of the channels, the last one 1.0. The other arguments are those of `train_route`.
-    Returns the accuracy of each width, [{"validation": %, "test": %}].
+    widths: increasing shares of the channels, the last one 1.0. start: the file of a route of that network on these
+    data, whose converged state is where all widths begin; None: fresh weights. The other arguments are those of
+    `train_route`. Returns the accuracy of each width, [{"validation": %, "test": %}].
     """
     about = {"network": name, "classes": len(data.classes), "channels": data.image_shape[0], "data": data.md5}
     checkpoints.check_writable(path)
     about |= {"widths": list(widths), "recipe": recipe.as_dict(), "seed": seed, "distil_in_place": distil_in_place}
+    about["start"] = checkpoints.file_md5(start) if start else None  # another teacher gives another supernet
     torch.manual_seed(seed)
-    network = Supernet(build(name, len(data.classes), data.image_shape[0]), widths).to(data.labels["train"].device)
+    if start:
+        plain = Route(start, network=name, data=data.md5)[-1]
+    else:
+        plain = build(name, len(data.classes), data.image_shape[0])
+    network = Supernet(plain, widths).to(data.labels["train"].device)
     checkpoint = Checkpoint(Path(resume) / "running.safetensors", **about) if resume else None
     method = JointTraining(distil_in_place)
     result = distill(network, method, None, data, recipe, seed, checkpoint=checkpoint, report=report)

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from benchmarks import report, step
+from benchmarks import report, step, table
 from kd.errors import ConfigError
 from kd.methods import make
 from kd.training import distill
@@ -18,16 +18,58 @@ PAIR = ("resnet8", "resnet8")
 
 # what benchmarks/peer.py uses of a checkout of RepDistiller
 CHECKOUT = {
-    "models.py": "import torch\nmodel_dict = dict(resnet8=lambda num_classes: torch.nn.Linear(1, num_classes))",
-    "distiller_zoo.py": "class DistillKL:\n    def __init__(self, temperature): pass",
-    "helper/loops.py": "def train_distill(epoch, loader, *rest):\n    for batch in loader: print('no answer')",
+    "models/__init__.py": """
+import torch
+
+class Network(torch.nn.Linear):
+    def __init__(self, num_classes):
+        super().__init__(1, num_classes)
+
+    def forward(self, images, is_feat=False):
+        return [torch.zeros(2, 4, 8, 8)] * 5, None
+
+model_dict = dict(resnet8=Network)
+""",
+    "models/util.py": """
+import torch
+
+class ConvReg(torch.nn.Linear):
+    def __init__(self, mine, theirs):
+        super().__init__(1, 1)
+
+Paraphraser = lambda shape: torch.nn.Linear(1, 1)
+Translator = ConvReg
+""",
+    "distiller_zoo.py": """
+class DistillKL:
+    def __init__(self, temperature): pass
+
+class Attention: pass
+class HintLoss: pass
+class FactorTransfer: pass
+""",
+    "helper/loops.py": """
+asked = []
+
+def train_distill(epoch, loader, modules, criteria, optimizer, options):
+    assert len(modules) == {"kd": 2, "hint": 3, "attention": 2, "factor": 4}[options.distill]
+    for batch in loader: assert len(batch) == 3
+
+def train_vanilla(epoch, loader, model, criterion, optimizer, options):
+    for batch in loader: assert len(batch) == 2
+""",
     "dataset/cifar100.py": """
 from torch.utils.data import DataLoader
 from torchvision.datasets import CIFAR100
 from torchvision.transforms import ToTensor
 
+class Instance(CIFAR100):
+    def __getitem__(self, index):
+        return *super().__getitem__(index), index
+
 def get_cifar100_dataloaders(batch_size, num_workers, is_instance):
-    return DataLoader(CIFAR100(get_data_folder(), download=True, transform=ToTensor()), batch_size), None
+    kind = Instance if is_instance else CIFAR100
+    return DataLoader(kind(get_data_folder(), download=True, transform=ToTensor()), batch_size), None
 """,
 }
 
@@ -56,25 +98,36 @@ def test_what_was_measured_stands_in_the_report(checkout, tmp_path, small_produc
     names = ("data", "teacher", "student forward", "backward", "optimizer", "evaluation")
     assert tuple(row["phase"] for row in phases[:6]) == names
 
-    report.write(tmp_path, {"steps": rows, "phases": phases}, notes, "this machine", "the command")
+    report.write(tmp_path, {"steps": rows, "notes": [{"text": note} for note in notes]}, "this machine")
+    report.write(tmp_path, {"phases": phases}, "another machine")  # keeps the steps
     with open(tmp_path / "benchmark.csv") as file:
         found = [row for row in csv.DictReader(file) if row["what"] == "steps"]
     assert [float(row["ms"]) for row in found] == [row["ms"] for row in rows]
     text = (tmp_path / "benchmark.md").read_text()
     assert f"| {rows[0]['ms']:.1f} | {rows[0]['low']:.1f} to {rows[0]['high']:.1f} |" in text
-    assert "medians of 3 turns of 2 steps" in text and all(note in text for note in notes)
+    assert "medians of 3 turns of 2 steps" in text and all(note in text for note in notes) and "Machine: another machine." in text
     assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_table_is_timed_side_by_side_and_beside_the_peer(checkout):
+    variants = {"one after another": (step.RECIPE, False), "side by side": (step.RECIPE, True)}
+    rows = table.time_table(2, 2, step.random_data, variants, checkout, (PAIR,), workers=1)
+    assert [row["variant"] for row in rows] == [*variants, step.PEER]
+    assert all(0 < row["low"] <= row["images_per_second"] <= row["high"] and row["students"] == 8 for row in rows)
+    assert rows[-1]["ratio_to_peer"] == 1
+    text = report.page([{"what": "table", "machine": "this one"} | row for row in rows])
+    assert "## A whole table" in text and f"| {rows[0]['images_per_second']:.0f} |" in text
+
+
 def test_a_process_that_fails_is_named(tmp_path):
-    turns = step.Turns(step.PEER, PAIR, 1, tmp_path)
+    turns = step.take_part(step.PEER, PAIR, 1, tmp_path)
     with pytest.raises(ConfigError, match=r"^RepDistiller: ModuleNotFoundError: No module named '\w+'$"):
         turns.answer()
     turns.close()
 
 
 def test_a_process_that_is_killed_is_named():
-    turns = step.Turns("fp32", PAIR, 1, None)
+    turns = step.take_part("fp32", PAIR, 1, None)
     turns.process.kill()
     with pytest.raises(ConfigError, match="^fp32: its process ended with -9$"):
         turns.turn()
@@ -82,7 +135,7 @@ def test_a_process_that_is_killed_is_named():
 
 
 def test_a_compiler_that_takes_too_long_is_given_up():
-    turns = step.Turns(step.COMPILED, PAIR, 1, None)
+    turns = step.take_part(step.COMPILED, PAIR, 1, None)
     with pytest.raises(ConfigError, match="^bf16 compiled: not ready after 0.1 s$"):
         turns.answer(0.1)
     turns.close()

@@ -1,4 +1,4 @@
-"""What training costs: multiply-adds by hand, fronts by their definition, measured times."""
+"""What training costs: fronts by their definition, measured times."""
 
 import numpy as np
 import pytest
@@ -9,23 +9,6 @@ from kd.report import cost
 from kd.study import store
 
 pytest_plugins = ["made_up_root"]
-
-
-def test_multiply_adds_by_hand():
-    record = {"epochs": 20, "multiply_adds": 100, "teacher_epochs": 30.0}
-    operations = {"route": 1000, "supernet": [100, 400, 1000]}
-    record["lessons"] = [{"source": "route", "indices": [-1], "epochs": 20}]
-    assert cost.training_operations(record, operations) == 3 * 20 * 100 + 30 * 1000
-    record["lessons"] = [{"source": "supernet", "indices": [0], "epochs": 15}, {"source": "supernet", "indices": [2], "epochs": 5}]
-    assert cost.training_operations(record, operations) == 6000 + 30 * (0.75 * 100 + 0.25 * 1000)
-    record["lessons"] = [{"source": "supernet", "indices": [0, 1, 2], "epochs": 20}]
-    assert cost.training_operations(record, operations) == 6000 + 30 * 500
-    assert cost.training_operations(record | {"teacher_epochs": 0.0}, operations) == 6000
-
-
-def test_teacher_operations_of_the_digits_pair():
-    operations = cost.teacher_operations("cnn6x16", [0.5, 1.0], 10, (1, 8, 8))
-    assert operations["supernet"][1] == operations["route"] and 0.2 < operations["supernet"][0] / operations["route"] < 0.35
 
 
 def test_front_against_its_definition():

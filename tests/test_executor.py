@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from kd.study.executor import Estimate, duration, groups
+from kd.progress import say
+from kd.study import executor
+from kd.study.executor import Estimate, at_chance, duration, groups
 from kd.study.runs import key_of
 
 
@@ -67,6 +69,49 @@ def test_groups_see_the_same_batches_and_keep_all_workers_busy():
     assert found[0][0][0]["recipe"]["epochs"] == 36
     assert {len(task) for task in groups(runs, SimpleNamespace(workers=2, side_by_side=1))} == {1}
     assert max(len(task) for task in groups(runs, SimpleNamespace(workers=1, side_by_side=3))) <= 3
+
+
+def entries(*accuracies, phase="lesson"):
+    return [{"phase": phase, "validation": accuracy} for accuracy in accuracies]
+
+
+@pytest.mark.parametrize("epochs, enough", [(4, 2), (7, 2), (8, 2), (9, 3), (20, 5), (240, 60)])
+def test_a_run_at_chance_is_named_once_after_a_quarter_of_its_epochs(epochs, enough):
+    stuck = run("kr", 3, epochs) | {"parameters": {"kr": {"weight": 48.0, "temperature": 0.25}, "fixed": {}}}
+    said = [at_chance(stuck, entries(*[10.4] * count), 10) for count in range(1, epochs + 1)]
+    assert [count for count, text in enumerate(said, 1) if text] == [enough]
+    after = f"after {enough} of {epochs} epochs; lower kr.weight or recipe.learning_rate"
+    assert said[enough - 1] == f"kr, seed 3 is still at chance (10.4 %) {after}"
+
+
+def test_only_a_run_that_learns_nothing_is_named():
+    stuck = run("labels", 0, 8)
+    assert at_chance(stuck, entries(10.0, 15.0), 10).endswith("lower recipe.learning_rate")
+    assert at_chance(stuck, entries(15.1, 10.0), 10) is None  # it rose, even if it fell again
+    assert at_chance(stuck, entries(1.0, 2.0), 100) is None and at_chance(stuck, entries(1.0, 1.5), 100)
+    assert at_chance(stuck, entries(float("nan"), float("nan")), 10) is None  # no validation images
+    preparing = [{"phase": "auto-encoder"}, *entries(10.0, 10.0, 10.0, phase="hints")]
+    assert at_chance(stuck, preparing, 10) is None and at_chance(stuck, [*preparing, *entries(10.0)], 10) is None
+    assert at_chance(stuck, [*preparing, *entries(10.0, 10.0)], 10)
+    assert at_chance(stuck, [*entries(10.0, 10.0), *preparing], 10) is None  # said already; another lesson is prepared
+
+
+def test_a_sum_names_what_weighs_in_each_of_its_parts():
+    both = run("kd", 0, 8) | {"knowledge": ["kd", "iekd"], "curriculum": "rco"}
+    both["parameters"] = {"kd": {"alpha": 0.9, "temperature": 4.0}, "rco": {"delta": 0.8}}
+    both["parameters"]["iekd"] = {"inherit_weight": 50.0, "explore_weight": 0.0}
+    text = at_chance(both, entries(9.0, 10.0), 10)
+    assert text.startswith("rco * (kd + iekd), seed 0 is still at chance (10.0 %) after 2 of 8 epochs; ")
+    assert text.endswith("; lower kd.alpha or iekd.inherit_weight or recipe.learning_rate")
+
+
+def test_a_worker_tells_its_warning_behind_its_progress(monkeypatch):
+    told, stuck = [], run("labels", 0, 8)
+    monkeypatch.setattr(executor, "MESSAGES", SimpleNamespace(put=told.append))
+    of = SimpleNamespace(progress=SimpleNamespace(curve=entries(10.0, 10.0)), data=SimpleNamespace(classes=range(10)))
+    executor.tell("key", SimpleNamespace(run=of, spent=lambda: 1.0), stuck, "lesson 2/8")
+    assert told[0] == ("key", 2, 1.0, False, "lesson 2/8") and told[1].startswith("labels, seed 0 is still at chance")
+    assert executor.say is say  # a line that stays
 
 
 def test_durations_in_words():

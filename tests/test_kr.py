@@ -19,7 +19,7 @@ from kd.training import distill
 
 EVERY_WAY = [
     {"aggregation": aggregation, "mapping": mapping, "recoding": recoding}
-    for aggregation in ("group", "none", "gram")
+    for aggregation in ("group", "cells", "none", "gram")
     for mapping in ("learned", "pooled", "sorted")
     for recoding in ("top-k", "threshold", "mask gradient", "none")
     if (aggregation, mapping) != ("gram", "sorted")
@@ -210,14 +210,55 @@ def test_every_way_spares_the_teacher_and_is_least_at_the_teacher(way):
 def test_maps_of_different_sizes_meet():
     student, _ = outputs(sizes=(6, 4))
     _, teacher = outputs(sizes=(3, 4))
-    for aggregation in ("group", "none", "gram"):
+    rows = {"group": 5, "cells": 5 * 2 * 2, "none": 5 * 3 * 3, "gram": 5 * 6}
+    for aggregation, count in rows.items():
         knowledge = KR(aggregation=aggregation)
         knowledge.build(None, None, student, teacher)
         knowledge.double()
         (first, _) = knowledge.codes(student, teacher)
-        assert first[0].shape == first[1].shape
+        assert first[0].shape == first[1].shape == (count, 6)
         assert torch.isfinite(knowledge.loss(student, teacher, None)["representation"])
-    assert len(first[0]) == 5 * 6
+
+
+def grid_by_hand(maps, height, width):
+    """Means of a NumPy array (N, C, H, W) over a grid of equal cells, a row a cell: (N height width, C)."""
+    n, c, h, w = maps.shape
+    means = maps.reshape(n, c, height, h // height, width, w // width).mean((3, 5))
+    return means.transpose(0, 2, 3, 1).reshape(-1, c)
+
+
+@pytest.mark.parametrize(("cells", "grids"), [(1, (1, 1)), (2, (2, 2)), (3, (3, 2)), (9, (6, 2))], ids=str)
+def test_cells_against_numpy(cells, grids):
+    """The whole loss, learned mapping and top-k; the teacher's second stage has maps of 2x2, and no finer grid."""
+    student, teacher = outputs(sizes=(6, 4))[0], outputs(sizes=(6, 2))[1]
+    for feature in teacher.features:  # behind a ReLU several entries are 0, and which of them is kept is nobody's to say
+        feature += 1e-3 * torch.rand(feature.shape, generator=torch.Generator().manual_seed(1), dtype=feature.dtype)
+    knowledge = KR(aggregation="cells", cells=cells, weight=2.5, keep=0.4, temperature=0.7)
+    knowledge.build(None, None, student, teacher)
+    knowledge.double()
+    total = 0.0
+    for regressor, f, g, grid in zip(knowledge.regressors, student.features, teacher.features, grids, strict=True):
+        w, b = regressor.weight.detach().numpy()[:, :, 0, 0], regressor.bias.detach().numpy()
+        mine, theirs = grid_by_hand(f.numpy(), grid, grid) @ w.T + b, grid_by_hand(g.numpy(), grid, grid)
+        losses = []
+        for m, t in zip(mine, theirs, strict=True):
+            kept = kept_by_hand(t, 0.4, "top-k", 0.7)
+            losses.append(-(tiny.softmax(t[kept] / 0.7) * np.log(tiny.softmax(m[kept] / 0.7))).sum())
+        assert len(losses) == 5 * grid**2
+        total += 0.7**2 * np.mean(losses)
+    assert abs(knowledge.loss(student, teacher, None)["representation"].item() - 2.5 * total) < 1e-9
+
+
+def test_cells_lie_between_the_whole_map_and_every_position():
+    student, teacher = outputs(sizes=(6, 4))
+    codes = {}
+    for aggregation, cells in (("group", 2), ("cells", 1), ("cells", 6), ("none", 2)):
+        knowledge = KR(aggregation=aggregation, cells=cells, mapping="pooled")
+        knowledge.build(None, None, student, teacher)
+        codes[aggregation, cells] = [z for pair in knowledge.codes(student, teacher) for z in pair]
+    for ends in ((("group", 2), ("cells", 1)), (("none", 2), ("cells", 6))):
+        for a, b in zip(*(codes[end] for end in ends), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
 def test_norm_scales_of_every_kind_of_network():
@@ -270,6 +311,8 @@ def test_weights_against_numpy(aggregation):
         ({"keep": 1.1}, r"kr\.keep: 1\.1 must be less than or equal to 1"),
         ({"taps": []}, r"kr\.taps: \[\] must be 'last', 'middle', 'all', or a list of stage numbers"),
         ({"statistic": "weights", "aggregation": "gram"}, "gram needs feature maps"),
+        ({"statistic": "weights", "aggregation": "cells"}, "cells needs feature maps"),
+        ({"cells": 0}, r"kr\.cells: 0 must be greater than 0"),
         ({"statistic": "weights", "mapping": "learned"}, "take sorted"),
         ({"aggregation": "gram", "mapping": "sorted"}, "gram needs it"),
     ],
@@ -303,7 +346,9 @@ def test_one_coordinate_is_no_distribution(options, mine, theirs):
     KR().build(None, None, *outputs((1, 8), (6, 10)))  # a learned map leaves as many as the teacher has
 
 
-@pytest.mark.parametrize("options", [{}, {"aggregation": "none"}, {"statistic": "weights"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"aggregation": "none"}, {"aggregation": "cells"}, {"statistic": "weights"}], ids=str
+)
 def test_a_run_changes_student_and_regressors_only(data, options):
     student, teacher, knowledge = network(), network("cnn6x4", seed=1), KR(**options)
     before, theirs = tiny.snapshot(student), tiny.snapshot(teacher)

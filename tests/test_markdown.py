@@ -29,8 +29,8 @@ def test_markdown_of_a_made_up_table():
     assert list(cells) == [row["row"] for row in TABLE["rows"]]
     half = 4.303 * math.sqrt(sum((v - 271 / 3) ** 2 for v in (90, 90, 91)) / 2) / math.sqrt(3)
     assert f"90.33 ± {half:.2f}" in cells["KD"]
-    assert any(cell.startswith("+5.07 ± ") for cell in cells["better"]) and "better" in cells["better"]
-    assert "99.00" in cells["once"] and "no interval" in cells["once"]
+    assert any(cell.startswith("+5.07 ± ") for cell in cells["better"]) and "(higher)" in cells["better"]
+    assert "99.00" in cells["once"] and "(no interval)" in cells["once"]
     assert "not run" in cells["never"] and text.endswith("\n\n- never: not run: nobody has the data.\n")
     assert "after the last epoch, on digits: mean and 95 % t-interval over 1 or 3 seeds, 20 epochs each; big -> small." in text
     assert "against KD, over the seeds that both rows have; 3 comparisons" in text
@@ -60,7 +60,7 @@ def test_a_claim_over_more_epochs_says_so_in_its_table():
     runs.loc[runs["row"] == "better", "epochs"] = 60
     text = markdown(summary(runs, TABLE), TABLE)
     (line,) = [line for line in text.splitlines() if line.startswith("| better |")]
-    assert line.startswith("| better | 60 | 3 | 95.40 ± ") and "| better, 60 epochs against 20 |" in line
+    assert line.startswith("| better | 60 | 3 | 95.40 ± ") and "| (higher), 60 epochs against 20 |" in line
     assert text.count("epochs against") == 1 and "20 epochs each" not in text
 
 
@@ -72,7 +72,7 @@ def test_controls_stand_in_a_table_of_their_own():
     differences = [93.0 - 91.0, 93.9 - 92.1, 94.6 - 91.5]
     half = 4.303 * np.std(differences, ddof=1) / math.sqrt(3)
     assert f"| both | KD, longer | +{np.mean(differences):.2f} ± {half:.2f} | 3 |" in rest and "| one | KD, longer | +0.25 ± " in rest
-    assert rest.count("\n| ") == 3 and "verdicts after Holm's correction for these 3." in rest and "- KD, longer: a control." in rest
+    assert rest.count("\n| ") == 3 and "without the ingredient under test." in rest and "- KD, longer: a control." in rest
     assert "| left out | – | not run on this data set | – |" in main and "against KD, over" in main
     # the table itself has its own family, as if there were no controls
     plain = CONTROLLED | {"rows": [{k: v for k, v in row.items() if k != "control"} for row in CONTROLLED["rows"]]}

@@ -76,7 +76,7 @@ def test_the_reports_name_the_teachers(repository):
     page.write_reports(repository / "out")
     assert "The teachers themselves" not in (repository / "out" / "tables.md").read_text()
     made_up_teacher(repository, "route", "cnn3x4", [90.0, 97.0], "digits")
-    write_params(repository / "params.yaml", profile="digits", teachers=["cnn3x4"])
+    write_params(repository / "params.yaml", profile="digits", teachers=["cnn3x4"], supernets=["cnn3x4"])
     page.write_reports(repository / "out")
     text = (repository / "out" / "tables.md").read_text()
     assert "\n\nThe teachers themselves, converged, on the same test images: cnn3x4 97.00 %.\n\n- **Knowledge distillation**" in text

@@ -32,6 +32,10 @@ WRONG = {
     "half a pair": (lambda v: v["pairs"].update(default=["cnn6x16"]), "must be [teacher, student]"),
     "recipes.srmm": (lambda v: v.update(recipes={"srmm": {}}), "srmm: no such network"),
     "teachers: [cn6x16]": (lambda v: v.update(teachers=["cn6x16"]), "no such network"),
+    "a supernet without its teacher": (lambda v: v.update(supernets=["cnn3x4"]), "supernets: cnn3x4 is not among teachers"),
+    "supernet.start": (lambda v: v["supernet"].update(start="techer"), "'teacher' or 'scratch' (did you mean 'teacher'?)"),
+    "supernet.epochs": (lambda v: v["supernet"].update(epochs=0), "supernet.epochs: 0 must be greater than 0"),
+    "teacher.milestones": (lambda v: v["teacher"].update(milestones=[0.5, 1.5]), "teacher.milestones"),
     "kd.temprature": (lambda v: v["kd"].update(temprature=1.0), "kd: unknown parameter 'temprature' (did you mean 'temperature'?)"),
     "kd.temperature": (lambda v: v["kd"].update(temperature=-1.0), "kd.temperature: -1.0 must be greater than 0"),
 }  # fmt: skip

@@ -19,7 +19,7 @@ PARAMS = {
     "teachers": ["resnet56", "resnet32x4"],
     "supernets": ["resnet56", "resnet32x4"],
     "pairs": {"default": ["resnet56", "resnet20"], "common": [["resnet56", "resnet20"], ["resnet32x4", "resnet8x4"]]},
-    "run": {stage: {} for stage in paths.STAGES} | {"kd": "all", "combined": "all"},
+    "run": {stage: {} for stage in paths.STAGES} | {"kd": "all", "combined": {"common": "all", "combined": "all"}},
 }
 
 

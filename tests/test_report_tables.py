@@ -15,8 +15,8 @@ pytest_plugins = ["made_up_root"]
 
 def test_the_main_table_of_a_stage_comes_first():
     names = tables.names()
-    assert names[:3] == ["kd_main", "kd_temperature", "kr_main"] and names[-2:] == ["common", "combined"]
-    assert names.index("rco_headline") + 1 == names.index("rco_hints") and len(names) == len(set(names))
+    assert names[:3] == ["kd_main", "kd_temperature", "kr_main"] and names[-3:] == ["common", "combined", "lengths"]
+    assert names.index("rco_headline") + 1 == names.index("rco_figure4") and len(names) == len(set(names))
 
 
 def test_a_table_without_runs_of_its_own_is_a_sentence_and_its_reported_figures(asks):
@@ -80,15 +80,14 @@ def test_a_sentence_says_what_the_verdict_is():
     line = {"row": "A", "n": 3, "mean": 91.0, "interval": 0.5, "difference": 1.0, "difference_interval": 0.2, "pairs": 3.0}
     line |= {"epochs": 20.0, "baseline_epochs": 20.0}
     for verdict, meaning in (
-        ("better", "better."),
-        ("worse", "worse."),
-        ("no difference shown", "no difference shown: the interval covers zero."),
-        ("not after correction", "no claim: the interval excludes zero, but not after Holm's correction."),
-        ("no interval", "no claim: one run, or every seed differs alike, so there is no interval."),
+        ("(higher)", "higher."),
+        ("(lower)", "lower."),
+        ("(open)", "the interval covers zero."),
+        ("(no interval)", "one run, or every seed differs alike, so there is no interval."),
     ):
         assert tables.conclusion(line | {"verdict": verdict}) == f"A against KD: +1.00 ± 0.20 points over 3 paired seeds: {meaning}"
-    longer = tables.conclusion(line | {"verdict": "better", "epochs": 60.0, "pairs": 1.0}, "plain")
-    assert longer == "A against plain: +1.00 ± 0.20 points over 1 paired seed: better, 60 epochs against 20."
+    longer = tables.conclusion(line | {"verdict": "(higher)", "epochs": 60.0, "pairs": 1.0}, "plain")
+    assert longer == "A against plain: +1.00 ± 0.20 points over 1 paired seed: higher (60 epochs against 20)."
     assert tables.conclusion(line | {"difference": math.nan, "verdict": ""}) == "A: 91.00 ± 0.50 %, nothing to compare it with."
 
 
@@ -103,7 +102,7 @@ def test_controls_stand_below_their_table(asks):
     gaps = [np.array([0.0, 0.02, 0.08]) + gap for gap in (1.4, 1.0)]
     half = stats.t.ppf(0.975, 2) * np.std(gaps[0], ddof=1) / math.sqrt(3)
     for control, gap in zip(("KD, 3 x epochs", "KD, 3 cycles, 3 x epochs"), gaps, strict=True):
-        assert f"| EEI-3 | {control} | +{gap.mean():.2f} ± {half:.2f} | 3 | better |" in text
-    assert "for these 2." in text and text.index("paired by seed, against KD") < text.index("| row | against its control |")
+        assert f"| EEI-3 | {control} | +{gap.mean():.2f} ± {half:.2f} | 3 | (higher) |" in text
+    assert text.index("paired by seed, against KD") < text.index("| row | against its control |")
     filled = readme.filled("<!-- table:rco_table7 --><!-- end -->", {"": frame(made, "digits")})
-    assert f"| EEI-3 | KD, 3 x epochs | +{gaps[0].mean():.2f} ± {half:.2f} | 3 | better |" in filled
+    assert f"| EEI-3 | KD, 3 x epochs | +{gaps[0].mean():.2f} ± {half:.2f} | 3 | (higher) |" in filled

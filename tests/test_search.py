@@ -89,3 +89,11 @@ def test_a_candidate_is_a_row_and_a_search_may_say_how_long_it_trains():
 def test_search_seeds_are_none_of_a_tables():
     for name in profiles.names():
         assert parse_value(profiles.compose(name))["seeds"] <= search.FIRST_SEED
+
+
+def test_the_overview_names_what_stands_at_an_edge(tmp_path):
+    table = pd.DataFrame({"best": [False, False, True], "a.weight": [1.0, 3.0, 10.0], "a.kind": ["x", "y", "x"], "b.share": [0.1, 0.5, 0.1]})
+    table.assign(validation=[90.0, 91.0, 92.0], interval=1.0, seeds=5, keys="k").to_csv(tmp_path / "a.csv", index=False)
+    text = search.overview(tmp_path)
+    chosen = "a.weight 10.0, a.kind x, b.share 0.1"
+    assert f"| [a](a.csv) | a.weight 1.0, 3.0, 10.0; a.kind x, y; b.share 0.1, 0.5 | {chosen} | 92.00 ± 1.00 | 5 | a.weight |" in text

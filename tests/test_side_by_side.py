@@ -88,12 +88,16 @@ def test_every_method_learns_what_it_learns_alone(teachers, precision):
         check_same(outcome(alone), outcome(run))
 
 
+def total(shared, what):
+    return sum(passes[what] for passes in shared.passes.values())
+
+
 def test_a_teacher_is_asked_once_for_all(teachers):
     shared, names = Shared(tiny.data()), ["kd", "at", "fitnet", "kr"]
     runs = [begun(name, teachers, shared, tiny.RECIPE, shared.ask) for name in names]
     assert not [failure for _, failure in side_by_side(map(Track, runs)) if failure]
     once = tiny.RECIPE.epochs * shared.steps(tiny.RECIPE.batch_size)
-    assert shared.passes == {"asked": once * len(names), "made": once}
+    assert total(shared, "asked") == once * len(names) and total(shared, "made") == once
 
 
 def test_other_lessons_share_what_coincides(teachers):
@@ -101,7 +105,7 @@ def test_other_lessons_share_what_coincides(teachers):
     runs = [begun(name, teachers, shared, tiny.RECIPE, shared.ask) for name in ("kd", "route", "labels")]
     assert not [failure for _, failure in side_by_side(map(Track, runs)) if failure]
     once = tiny.RECIPE.epochs * shared.steps(tiny.RECIPE.batch_size)
-    assert shared.passes["asked"] == 2 * once and once < shared.passes["made"] <= 2 * once
+    assert total(shared, "asked") == 2 * once and once < total(shared, "made") <= 2 * once
 
 
 def test_preparing_phases_come_first_so_that_lessons_begin_together(teachers):
@@ -179,4 +183,4 @@ def test_a_fixed_lesson_by_another_index_is_asked_for_itself(teachers):
     for one, other in zip(alone, runs, strict=True):
         list(steps(one))
         check_same(outcome(one), outcome(other))
-    assert shared.passes["made"] == shared.passes["asked"]
+    assert total(shared, "made") == total(shared, "asked")

@@ -144,6 +144,24 @@ def test_joint_training_lowers_the_loss_of_every_width(data, in_place, tmp_path)
     assert checkpoints.about(path)["distil_in_place"] is in_place
 
 
+def test_a_supernet_grows_from_the_converged_teacher(route_file, data, tmp_path):
+    """At a rate that changes nothing to speak of, every width is the slice of the route's last state it began as."""
+    path, recipe = tmp_path / "grown.safetensors", tiny.LONGER.replace(epochs=1, learning_rate=1e-12)
+    train_supernet("cnn3x4", data, recipe, WIDTHS, path, seed=9, distil_in_place=True, start=route_file)
+    grown, began = SubNetworks(path), Supernet(Route(route_file)[-1], WIDTHS)
+    expected = dict(began.named_parameters())
+    assert not torch.equal(Route(route_file)[0].head.weight, Route(route_file)[-1].head.weight)  # no other state will do
+    for name, parameter in grown[-1].named_parameters():
+        torch.testing.assert_close(parameter, expected[name], rtol=0, atol=1e-9)
+    assert checkpoints.about(path)["start"] == checkpoints.file_md5(route_file)
+
+
+def test_a_supernet_from_scratch_says_so_and_grows_from_no_other_network(supernet_file, route_file, data, tmp_path):
+    assert checkpoints.about(supernet_file)["start"] is None
+    with pytest.raises(ConfigError, match="of network 'cnn3x4', not 'cnn3x2'"):
+        train_supernet("cnn3x2", data, tiny.LONGER, WIDTHS, tmp_path / "x.safetensors", start=route_file)
+
+
 def test_widths_are_networks_of_their_own(supernet_file):
     widths = SubNetworks(supernet_file)
     narrow, whole = widths[0], widths[-1]
@@ -154,8 +172,8 @@ def test_widths_are_networks_of_their_own(supernet_file):
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-@pytest.mark.parametrize("kind", ["route", "supernet"])
-def test_stopped_and_resumed_is_uninterrupted(kind, channels_last, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["route", "supernet", "grown"])
+def test_stopped_and_resumed_is_uninterrupted(kind, channels_last, data, route_file, tmp_path, monkeypatch):
     monkeypatch.setattr(teachers, "Checkpoint", functools.partial(Checkpoint, every=0))
     recipe = tiny.LONGER.replace(channels_last=channels_last)
 
@@ -170,7 +188,8 @@ def test_stopped_and_resumed_is_uninterrupted(kind, channels_last, data, tmp_pat
         if kind == "route":
             train_route("cnn3x4", data, recipe, 2, path, 5, resume, report)
         else:
-            train_supernet("cnn3x4", data, recipe, WIDTHS, path, 5, resume=resume, report=report)
+            start = route_file if kind == "grown" else None
+            train_supernet("cnn3x4", data, recipe, WIDTHS, path, 5, resume=resume, report=report, start=start)
         return path.read_bytes()
 
     whole = make(tmp_path / "whole.safetensors")
@@ -182,7 +201,7 @@ def test_stopped_and_resumed_is_uninterrupted(kind, channels_last, data, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["route", "supernet"])
-def test_another_seed_or_recipe_does_not_resume(kind, data, tmp_path, monkeypatch):
+def test_another_seed_or_recipe_does_not_resume(kind, data, route_file, tmp_path, monkeypatch):
     monkeypatch.setattr(teachers, "Checkpoint", functools.partial(Checkpoint, every=0))
 
     def make(recipe=tiny.LONGER, seed=5, **options):
@@ -200,6 +219,8 @@ def test_another_seed_or_recipe_does_not_resume(kind, data, tmp_path, monkeypatc
     if kind == "supernet":
         with pytest.raises(ConfigError, match="of distil_in_place False, not True"):
             make(distil_in_place=True)
+        with pytest.raises(ConfigError, match="of start None, not"):
+            make(start=route_file)
 
 
 @pytest.mark.parametrize("kill", [4, 8])

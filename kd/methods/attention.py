@@ -12,7 +12,13 @@ Readings and deviations, all of them:
 * The mean of squares of a normalised map of H x W positions shrinks as 1 / (H W), so weight 1000 suits CIFAR's
   networks, whose last maps are 8x8. rescale=True multiplies the term by H W / 64 of the teacher's last map, which keeps
   that balance for other sizes (1/16 for 2x2 maps; 1, that is nothing, for 8x8). Default off, as RepDistiller.
-* Taps are all stages; RepDistiller's are all but the stem and the pooled feature, which are no stages here either.
+* Taps are all stages; RepDistiller's (helper/loops.py, feat[1:-1]) are all but the first map and the pooled feature.
+  For its resnets and MobileNetV2 the first map is the stem, which is no stage here either: the same maps. Two families
+  differ:
+  - VGG: there the first map is block 0's, so that its AT sums over blocks 1 to 4 and ours over five maps, the first of
+    32x32 for images of that size. AT(taps=[1, 2, 3, 4]) is RepDistiller's.
+  - WRN: there a map is the sum that ends a stage, before norm and ReLU (models/wrn.py); ours is the ReLU that first
+    reads that sum (kd/models/wrn.py). As many maps, of the same sizes; no option gives the sums.
 """
 
 import torch.nn.functional as F

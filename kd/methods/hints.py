@@ -14,6 +14,10 @@ Readings and deviations, all of them:
   each fall of the learning rate is not offered.
 * Where maps differ in size the larger is average-pooled to the smaller. RepDistiller changes the regressor's kernel and
   stride instead; for maps of one size both are the same.
+* "middle" is RepDistiller's hint_layer 2: the second stage of its resnets, MobileNetV2 and WRN, and block 2 of VGG,
+  there as here the third of five. For WRN its map is the sum that ends the stage, before norm and ReLU
+  (models/wrn.py), of either sign; ours is the ReLU that first reads that sum (kd/models/wrn.py), for student and
+  teacher alike. No option gives the sums. The same holds for FT, which compares the last maps.
 * The mean runs over every entry (torch's mse_loss), so the weight does not depend on the map's size. Taps are summed.
 """
 

@@ -17,6 +17,8 @@ Readings; the first of each list is the default, and none is the paper's text:
                weights: literal parameters, the sizes of the norms' scales, sorted and averaged over the layers of a
                group; no image enters.
   aggregation  group: as above, one code a group.
+               cells: averaged over each of cells x cells equal cells of the map (adaptive average pooling, where a side
+               is no multiple of the number), a code a cell; cells = 1 is group.
                none: every position keeps a code of its own (weights: the last norm of the group only).
                gram: the rows of the channels' Gram matrix. KR is compared on FSP's benchmark, which used such matrices.
   mapping      how two channel counts meet.
@@ -33,8 +35,14 @@ Readings; the first of each list is the default, and none is the paper's text:
                l1: all coordinates, plus `penalty` times the mean size of the student's code.
                none: all coordinates.
 
+Why cells: group was chosen on digits, whose last maps are 2x2. On CIFAR's photographs (resnet20 -> resnet8, 8 epochs,
+one seed) averaging over a whole map left codes with 96 to 98 % of the largest entropy, nearly uniform, so that p - q
+and with it the gradient was small: 61.9 % on test, where the student alone had 59.8. A code at every position had
+68.8, but then nothing is aggregated. Cells keep the paper's aggregation and average over less.
+
 The factor T^2 is ours, as in plain KD. With aggregation none, maps of different sizes are average-pooled to the
-smaller. With statistic weights and several teachers at once, the scales are those of the last one.
+smaller; so they are with cells, and a map smaller than the grid keeps its own size. With statistic weights and several
+teachers at once, the scales are those of the last one.
 """
 
 import math
@@ -44,7 +52,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kd.errors import ConfigError, NonNegative, Positive, Share, checked
+from kd.errors import ConfigError, NonNegative, Positive, PositiveInt, Share, checked
 from kd.methods.base import Knowledge
 from kd.methods.features import Taps, features_at
 from kd.models import Supernet, Tapped
@@ -61,13 +69,14 @@ def fewer(values, count, order):
 
 
 def code(features, aggregation):
-    """Codes of feature maps (N, C, H, W), one a row: group (N, C), none (N H W, C), gram (N C, C).
+    """Codes of feature maps (N, C, H, W), one a row: group (N, C), none and cells (N H W, C), gram (N C, C).
 
-    A gram entry is the mean over positions of the product of two channels.
+    For cells the maps are pooled already: a position is a cell. A gram entry is the mean over positions of the product
+    of two channels.
     """
     if aggregation == "group":
         return features.mean((2, 3))
-    if aggregation == "none":
+    if aggregation in ("none", "cells"):
         return features.permute(0, 2, 3, 1).flatten(0, 2)
     flat = features.flatten(2)
     return (flat @ flat.transpose(1, 2) / flat.shape[2]).flatten(0, 1)
@@ -141,14 +150,15 @@ def norm_scales(network):
 class KR(Knowledge):
     """Knowledge representing, our reading. `KR() + KD()` adds posterior to prior knowledge, as the abstract suggests.
 
-    weight: > 0, of this loss beside the labels' 1. temperature: T > 0. keep: in (0, 1], see recoding. penalty: >= 0,
-    used by recoding l1 alone. taps: "last", "middle", "all", stage numbers, or None. The choices are explained above.
+    weight: > 0, of this loss beside the labels' 1. temperature: T > 0. keep: in (0, 1], see recoding. cells: along a
+    map's height and along its width, used by aggregation cells alone. penalty: >= 0, used by recoding l1 alone. taps:
+    "last", "middle", "all", stage numbers, or None. The choices are explained above.
     """
 
     def __init__(
         self,
         weight: Positive = 3.0,  # not public; ours: of 1, 3, 10 the best on digits' validation images
-        aggregation: Literal["group", "none", "gram"] = "group",  # the survey's "multi-layer group"
+        aggregation: Literal["group", "cells", "none", "gram"] = "group",  # the survey's "multi-layer group"
         statistic: Literal["activations", "weights"] = "activations",  # fits distribution and cross-entropy best
         keep: Share = 0.5,  # not public; ours: of 0.25, 0.5 the best there; tables/kr_ablation.yaml tries three
         temperature: Positive = 1.0,  # not public; a plain softmax
@@ -157,18 +167,21 @@ class KR(Knowledge):
         mapping: Literal["learned", "pooled", "sorted"] | None = None,  # learned for activations, sorted for weights
         penalty: NonNegative = 1e-3,  # not public; ours
         taps: Taps | None = None,  # as many of the deepest stages as both networks have
+        cells: PositiveInt = 2,  # ours: the coarsest grid that is not the whole map
     ):
         super().__init__()
         if mapping is None:
             mapping = "learned" if statistic == "activations" else "sorted"
         self.aggregation, self.statistic, self.recoding, self.mapping = aggregation, statistic, recoding, mapping
-        if statistic == "weights" and aggregation == "gram":
-            raise ConfigError("kr.aggregation: gram needs feature maps; take statistic activations, or none or group")
+        if statistic == "weights" and aggregation in ("gram", "cells"):
+            remedy = "take statistic activations, or none or group"
+            raise ConfigError(f"kr.aggregation: {aggregation} needs feature maps; {remedy}")
         if statistic == "weights" and mapping != "sorted":
             raise ConfigError(f"kr.mapping: {mapping} needs feature maps; with statistic weights take sorted")
         if aggregation == "gram" and mapping == "sorted":
             raise ConfigError("kr.mapping: sorted loses the channels' order, and gram needs it; take learned or pooled")
         self.weight, self.keep, self.temperature, self.penalty, self.taps = weight, keep, temperature, penalty, taps
+        self.cells = cells
         self.regressors, self.networks = nn.ModuleList(), ()
 
     def build(self, student, teacher, student_example, teacher_example):
@@ -199,8 +212,9 @@ class KR(Knowledge):
         for place, (theirs, mine) in enumerate(self.pairs(student, teacher)):
             if self.aggregation == "group":  # averaging commutes with the learned map, and makes it cheap
                 mine, theirs = (features.mean((2, 3), keepdim=True) for features in (mine, theirs))
-            elif self.aggregation == "none":
-                size = tuple(min(a, b) for a, b in zip(mine.shape[2:], theirs.shape[2:], strict=True))
+            elif self.aggregation in ("none", "cells"):
+                most = self.cells if self.aggregation == "cells" else math.inf
+                size = tuple(min(a, b, most) for a, b in zip(mine.shape[2:], theirs.shape[2:], strict=True))
                 mine, theirs = (F.adaptive_avg_pool2d(features, size) for features in (mine, theirs))
             if self.mapping == "learned":
                 mine = self.regressors[place](mine)

@@ -14,8 +14,9 @@ are options:
  * Widths: those of the supernet, 0.25, 0.5, 0.75, 1 by default (supernet.widths in params.yaml); `stages` takes
    fewer of them.
  * A batch norm a width, and leading slices of the weights, as in slimmable networks (kd/models/supernet.py).
- * Joint training: cross-entropy at every width; option distil_in_place (kd/teachers.py). The jointly trained whole
-   network is another teacher than a normally trained one, so tables hold plain KD from both.
+ * Joint training (kd/teachers.py): all widths begin with the converged plain teacher's weights (supernet.start); the
+   whole learns from the labels, the others from its outputs (supernet.distil_in_place; else from the labels too). The
+   jointly trained whole network is another teacher than the plain one, so tables hold plain KD from both.
  * Budget: the student's epochs are those of plain KD, split among the stages. A full schedule for every stage is the
    same with n times the epochs (a row's `epochs: n`).
  * Cycle: one cosine cycle a stage; or `schedule` "step", "triangular", "constant", or "recipe", the recipe's own.

@@ -31,6 +31,9 @@ Readings and deviations, all of them:
  * delta 0.8, the 10,000 images and the form of L are known from a blog on the paper only. States are saved epochs
    apart, never a few steps; short lessons at a low learning rate for every anchor, which that blog mentions, are not
    offered.
+ * When the rate falls along the route decides how many of its states are noisy ones of the high rate. The teacher's
+   milestones are not public: in a figure of the paper's curves jump at about 60 and 120 of 240 epochs and flatten at
+   180. Ours are the recipe's (RepDistiller's 150, 180 and 210); teacher.milestones in params.yaml changes them.
  * lambda and the loss's temperature are not public. They are KD's: `KD(alpha=1, temperature=1, label_weight=1)` is the
    formula above to the letter; tables use it where they say so, else KD's own defaults for KD and RCO alike.
 """

@@ -282,17 +282,20 @@ def script(notebook):
     return "\n".join(f"# %%{mark}\n{cell.source.rstrip()}\n" for mark, cell in marks)
 
 
-def merge_prose(notebook, executed, out, stage=""):
+def merge_prose(notebook, executed, out, stage="", said=str):
     """Write the prose of `notebook` as it is now around the outputs of `executed`: the page to read.
 
     ConfigError if their code differs; `stage` is what it tells to reproduce. A code cell tagged `prose` keeps its
-    output while its text stays the same.
+    output while its text stays the same. said: applied to every output in Markdown.
     """
     path, notebook, executed = Path(notebook).resolve(), read(notebook), read(executed)
     if script(notebook) != script(executed):
         raise ConfigError(f"{path.name}'s code changed since it ran: run `{f'dvc repro {stage}'.strip()}`")
     cells = [v4.new_markdown_cell(f"*generated from {path.parent.name}/{path.name}; edit there*")]
     ran = [cell for cell in executed.cells if _is_code(cell)]
+    for data in (output.data for cell in ran for output in cell.outputs if "data" in output):
+        if "text/markdown" in data:
+            data["text/markdown"] = said(data["text/markdown"])
     asides = {cell.source: cell for cell in executed.cells if "prose" in tags(cell)}
     for cell in notebook.cells:
         cells.append(ran.pop(0) if _is_code(cell) else asides.get(cell.source, cell))

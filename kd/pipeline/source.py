@@ -11,6 +11,7 @@ from kd.checkpoints import write_atomically
 from kd.methods import CURRICULA, KNOWLEDGE
 from kd.pipeline.notebook import read, script
 from kd.program import closure, file_of, imports, program
+from kd.report.claims import load_claims
 from kd.study.paths import STAGES, notebook_path
 from kd.study.store import module_of
 from kd.study.tables import load_table, table_names
@@ -23,7 +24,8 @@ def program_of_stage(stage):
     modules = imports(code) + [module for module, held in WHERE.items() if names & set(held) and file_of(module)]
     rows = [row for name in table_names(stage) for row in load_table(name)["rows"]]
     methods = {method for row in rows for method in (*row.get("knowledge", ["kd"]), row.get("curriculum", "fixed"))}
-    return f"# {stage}\n{code}" + program(closure(["kd.study.study", *modules, *map(module_of, sorted(methods))]))
+    compared = {name: claim["contrast"] for name, claim in load_claims().items()}
+    return f"# {stage}\n{code}# claims\n{compared}\n" + program(closure(["kd.study.study", *modules, *map(module_of, sorted(methods))]))
 
 
 def write_programs(folder):

@@ -5,6 +5,7 @@ import shutil
 import sys
 import tempfile
 from contextlib import contextmanager
+from functools import partial
 
 from kd.checkpoints import check_writable
 from kd.data import load_data
@@ -13,6 +14,8 @@ from kd.pipeline import notebook
 from kd.pipeline.parameters import checked, declared
 from kd.pipeline.source import write_programs
 from kd.progress import relayed, say
+from kd.report.claims import decided
+from kd.report.tables import read_results
 from kd.study.parameters import study_parameters
 from kd.study.paths import ROOT, STAGES, executed_path, images_path, notebook_path, reports_path, runs_path
 from kd.study.search import run_search
@@ -112,9 +115,10 @@ def execute(stage, values, name, title):
 
 
 def make_pages():
-    """Stage pages: today's prose with the last run's outputs, for every notebook that ran."""
+    """Stage pages: today's prose with the last run's outputs, for every notebook that ran, and the claims' verdicts in its tables."""
     profile = study_parameters()["profile"]
+    verdicts = partial(decided, lines=read_results(reports_path(profile) / "claims.csv"))
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         executed = executed_path(profile, path.stem).parent.glob(f"{path.stem}*.ipynb")
         for run in sorted(run for run in executed if not run.name.endswith(".failed.ipynb")):
-            notebook.merge_prose(path, run, reports_path(profile) / "notebooks" / run.name, path.stem.partition("_")[2])
+            notebook.merge_prose(path, run, reports_path(profile) / "notebooks" / run.name, path.stem.partition("_")[2], verdicts)

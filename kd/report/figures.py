@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 # colour-blind safe (Okabe and Ito), in the order in which things are usually named
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-OF_VERDICT = {"better": COLOURS[2], "worse": COLOURS[1]}
+OF_VERDICT = {"better": COLOURS[2], "(higher)": COLOURS[2], "worse": COLOURS[1], "(lower)": COLOURS[1]}
 
 
 def style():
@@ -141,6 +141,27 @@ def table_figure(lines, title=""):
             ax.set_title(pair, fontsize=9)
     if title:
         figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def over_length(comparisons):
+    """Differences from KD of the same length, a line a method, over the length of training. None where no two lengths ran.
+
+    comparisons: the `controls` of the table `lengths`, whose rows are called "METHOD, LENGTH", short lengths first.
+    """
+    parts = comparisons["row"].str.rsplit(", ", n=1, expand=True) if len(comparisons) else None
+    lengths = list(dict.fromkeys(parts[1])) if parts is not None else []
+    if len(lengths) < 2:
+        return None
+    figure, ax = plt.subplots(figsize=(6.8, 3.6))
+    ax.axhline(0, color="0.5", linewidth=0.8)
+    for number, (method, mine) in enumerate(comparisons.groupby(parts[0], sort=False)):
+        x = np.array([lengths.index(length) for length in parts.loc[mine.index, 1]]) + 0.05 * (number - 3.5)
+        style = {"fmt": "o-" if number < 7 else "s--", "capsize": 2, "markersize": 4, "label": method}
+        ax.errorbar(x, mine["mean"], yerr=np.nan_to_num(mine["interval"]), color=COLOURS[number % len(COLOURS)], **style)
+    ax.set_xticks(range(len(lengths)), lengths)
+    ax.set(xlabel="length of training, of the method and of KD", ylabel="points over KD, with 95 % interval")
+    figure.legend(fontsize=8, loc="outside right center")
     return figure
 
 

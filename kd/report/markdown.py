@@ -3,8 +3,13 @@
 import numpy as np
 import pandas as pd
 
+from kd.report.claims import marked
 from kd.report.summary import by_pair, judged
 
+HOW_JUDGED = (
+    "In brackets: exploratory, what the interval alone says, without correction for the many comparisons; a claim's verdict is that "
+    "of all claims together (claims.md)."
+)
 READING_NOTE = "† known only from a third party's reading note."
 
 
@@ -79,6 +84,7 @@ def markdown_body(lines, table, comparisons=None):
         "row": lambda line: line["row"],
         "epochs": (lambda line: f"{line['epochs']:.0f}" if line["n"] else "–") if varies(ran["epochs"]) else None,
         "seeds": (lambda line: line["n"] or "–") if varies(ran["n"]) else None,
+        "cost": (lambda line: f"{line['cost']:.2f}" if np.isfinite(line["cost"]) else "–") if ran["cost"].notna().any() else None,
         "top-1 %, ours": accuracy_cell,
         "paired difference": lambda line: plus_minus(line["difference"], line["difference_interval"], sign=True),
         "verdict": judged,
@@ -99,7 +105,7 @@ def markdown_body(lines, table, comparisons=None):
 
 
 def accuracy_cell(line):
-    if line["n"]:
+    if line["n"] or np.isfinite(line["mean"]):
         return plus_minus(line["mean"], line["interval"])
     return "not run" if line["not_run"] else "not run on this data set"
 
@@ -119,12 +125,12 @@ def legend(lines, table):
     if lines["pair"].nunique() == 1:
         text += f"; {ran['pair'].iloc[0]}"
     sentences = [f"{text}."]
-    if tests := int(lines["p"].notna().sum()):
+    if ran["cost"].notna().any():
+        sentences.append("Cost: multiply-adds of training, student and teacher together, over those of plain KD.")
+    if lines["p"].notna().any():
         both = ", over the seeds that both rows have" if varies(ran["n"]) else ""
-        count = f"{tests} comparison{'s' if tests > 1 else ''}"
         baseline = table.get("baseline", "KD")
-        difference = f"Differences are paired by seed, against {baseline}{both}"
-        sentences.append(f"{difference}; {count}, verdicts after Holm's correction at 5 %.")
+        sentences.append(f"Differences are paired by seed, against {baseline}{both}. {HOW_JUDGED}")
     if lines["reported"].notna().any():
         if "reported_for" in table:
             advice = "compare the order with ours, not the level, unless data and pair agree"
@@ -159,12 +165,9 @@ def against_controls(comparisons):
         "against its control": lambda line: line["control"],
         "paired difference": lambda line: plus_minus(line["mean"], line["interval"], sign=True),
         "seeds": lambda line: line["pairs"],
-        "verdict": lambda line: line["verdict"],
+        "verdict": lambda line: marked(line["verdict"], line["claim"], line["pair"]),
     }
-    text = "A control is the same run without the ingredient under test"
-    if len(comparisons) > 1:
-        text += f"; verdicts after Holm's correction for these {len(comparisons)}"
-    return f"{table_of(columns, comparisons)}\n\n{text}."
+    return f"{table_of(columns, comparisons)}\n\nA control is the same run without the ingredient under test."
 
 
 def reported_elsewhere(lines, table):

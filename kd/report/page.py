@@ -1,13 +1,14 @@
-"""A profile's reports: results.csv, tables.md with every table and how to read them, and a figure a table."""
+"""A profile's reports: results.csv, claims.csv, tables.md with every table and how to read them, and a figure a table."""
 
 import io
 
 import matplotlib.pyplot as plt
 
 from kd.checkpoints import write_atomically
-from kd.report import effects, figures
+from kd.report import claims, effects, figures
 from kd.report.findings import conclusions
 from kd.report.markdown import grid_of
+from kd.report.summary import controls
 from kd.report.tables import load_records, names, read_results, render
 from kd.study.parameters import study_parameters
 from kd.study.paths import STAGES, reports_path, scratch_unless_pipeline, teacher_path
@@ -17,10 +18,10 @@ from kd.study.tables import load_table
 
 HOW_TO_READ = """\
 Generated from the records of {runs} runs; do not edit. `python -m kd show TABLE ROW` prints the records behind a row, \
-e.g. `python -m kd show kd_main KD`. A difference counts as better or worse only if its interval excludes zero and \
-Holm's correction, for all comparisons of its table, leaves it below 5 %: so one difference may be claimed in a table \
-of few rows and not in one of many, and what holds among all methods is what the common ground says. Intervals are \
-over the student's seeds alone: one teacher, one split and one choice of few images underlie all runs.
+e.g. `python -m kd show kd_main KD`. Of all comparisons, those that test what a paper claims were named before the runs \
+(claims/): they are one family, their verdicts hold in every table, and ../claims.md has them with their tests. All \
+others are exploratory: in brackets stands what the interval says by itself, without correction. Intervals are over the \
+student's seeds alone: one teacher, one split and one choice of few images underlie all runs.
 """
 RESULTS = """<a id="columns"></a>
 
@@ -47,7 +48,7 @@ def small_png(figure, colours=24):
 
 
 def write_reports(folder=None):
-    """Write results.csv, tables.md and figures/ of the profile in force. Returns the DataFrame of all runs.
+    """Write results.csv, claims.csv, tables.md and figures/ of the profile in force. Returns the DataFrame of all runs.
 
     folder: default `reports_folder`. The tables come from results.csv as written, rounding included, so that whoever
     reads that file gets the same numbers.
@@ -59,9 +60,11 @@ def write_reports(folder=None):
     runs = read_results(folder / "results.csv")
     for old in (folder / "figures").glob("*.png"):
         old.unlink()
+    judged = claims.judge(runs)
+    write_atomically(folder / "claims.csv", judged.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     with plt.rc_context():
         figures.style()
-        sections = {name: section(name, runs, folder) for name in names()}
+        sections = {name: claims.decided(section(name, runs, folder), judged) for name in names()}
     write_atomically(folder / "tables.md", page(params, runs, sections))
     return runs
 
@@ -74,6 +77,8 @@ def section(name, runs, folder):
         sentences = "".join(f"- {sentence}\n" for sentence in conclusions(accuracy))
         body += f"\n**In words**, computed from these numbers:\n\n{sentences}"
         figure, colours = figures.heat_map(*effects.gain_grid(accuracy)), 160
+    elif name == "lengths":
+        figure, colours = figures.over_length(controls(runs, load_table(name))), 24
     else:
         figure, colours = figures.table_figure(lines), 24
     if figure:

@@ -7,6 +7,8 @@ import pandas as pd
 
 from kd.checkpoints import write_atomically
 from kd.errors import ConfigError
+from kd.report.claims import decided, judge, load_claims
+from kd.report.claims_page import overview, studies, studies_in_words
 from kd.report.effects import accuracies
 from kd.report.findings import conclusions
 from kd.report.markdown import markdown_body
@@ -15,7 +17,7 @@ from kd.report.tables import read_results
 from kd.study.paths import ROOT, reports_path
 from kd.study.tables import load_table
 
-KINDS = ("table", "conclusions", "bench")
+KINDS = ("table", "claims", "conclusions", "bench")
 MARKER = re.compile(rf"<!-- ({'|'.join(KINDS)}):(.+?) -->(.*?)<!-- end -->", re.DOTALL)
 
 
@@ -23,6 +25,8 @@ def filled(text, results):
     """`text` with what stands between its markers written anew from the reports. Unknown names raise ConfigError.
 
     <!-- table:NAME --> a table <!-- end -->
+    <!-- claims:words --> a line a study: which claims hold <!-- end -->
+    <!-- claims:all --> every claim and what each study says of it <!-- end -->
     <!-- conclusions:combined --> sentences <!-- end -->
     <!-- bench:PAIR/VARIANT/COLUMN -->73.6<!-- end -->      of the rows "steps" in reports/benchmark.csv
 
@@ -32,6 +36,10 @@ def filled(text, results):
     def content(kind, what):
         if kind == "bench":
             return measured(*what.split("/"))
+        if what == "words" and kind == "claims":
+            return f"\n\n{studies_in_words(studies())}\n\n"
+        if kind == "claims":
+            return f"\n\n{overview(load_claims(), studies(), 'reports/claims.md')}\n\n"
         name, _, profile = what.partition("@")
         runs = results[profile]
         if kind == "conclusions":
@@ -41,7 +49,7 @@ def filled(text, results):
                 )
             return "\n\n" + "".join(f"- {sentence}\n" for sentence in conclusions(accuracies(runs))) + "\n"
         table = load_table(name)
-        body = markdown_body(summary(runs, table), table, controls(runs, table))
+        body = decided(markdown_body(summary(runs, table), table, controls(runs, table)), judge(runs))
         if profile:  # the figures reported for other pairs stand under the default profile's table
             body = body.partition("\n\n**Reported elsewhere")[0] + "\n"
         return f"\n\n{body}\n"

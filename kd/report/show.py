@@ -6,6 +6,8 @@ import pandas as pd
 
 from kd.errors import ConfigError, nearest
 from kd.report import effects, findings
+from kd.report.claims import CONTRADICTED, OPEN, SUPPORTED, judge, load_claims
+from kd.report.claims_page import contrast_in_words, in_words, studies
 from kd.report.markdown import plus_minus
 from kd.report.summary import judged, summary
 from kd.report.tables import load_records, names, read_results
@@ -99,14 +101,15 @@ def summary_screen(profile):
             *main_table(lines, table.get("baseline", "KD")),
             "",
             *wrapped(
-                "±: 95 % interval over seeds. better, worse: the interval of the difference, paired by seed, excludes "
-                "zero, also after Holm's correction for all rows of the table."
+                "±: 95 % interval over seeds; of differences, paired by seed. In brackets: exploratory, what the interval "
+                "says by itself."
             ),
             "",
+            *claims_in_words(runs),
             *combined_study(runs),
             f"Reports, in reports/{profile}/:",
             *wrapped(f"notebooks/, to be read in this order: {notebooks}" if notebooks else "", "- "),
-            *wrapped("tables.md: every table, with the papers' figures; results.csv: a line a run", "- "),
+            *wrapped("claims.csv: what the papers claim, tested; tables.md: every table, with the papers' figures; results.csv: a line a run", "- "),
             *wrapped(f"the records behind a row: python -m kd show {name} '{lines['row'].iloc[-1]}'", "- "),
         ]
     )
@@ -118,13 +121,40 @@ def main_table(lines, baseline):
     for line in lines.to_dict("records"):
         accuracy = plus_minus(line["mean"], line["interval"])
         difference = plus_minus(line["difference"], line["difference_interval"], sign=True)
-        cells.append([line["row"], f"{line['epochs']:.0f}", accuracy, difference, judged(line)])
+        cells.append([line["row"], f"{line['epochs']:.0f}", accuracy, difference, judged(line | {"claim": ""})])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     out = []
     for row, *numbers, verdict in cells:
         numbers = [number.rjust(width) for number, width in zip(numbers, widths[1:-1], strict=True)]
         out.append("  ".join([row.ljust(widths[0]), *numbers, verdict]).rstrip())
     return [out[0], "-" * max(map(len, out)), *out[1:]]
+
+
+def claims_in_words(runs):
+    """What the papers claim, by verdict."""
+    lines = judge(runs)
+    if not len(lines):
+        return []
+    out = ["What the papers claim, tested as one family (reports/claims.md):"]
+    for verdict in (SUPPORTED, CONTRADICTED, OPEN):
+        names = list(lines.loc[lines["verdict"] == verdict, "claim"])
+        out += wrapped(f"{verdict}: {', '.join(names) or 'none'}", "- ")
+    return [*out, ""]
+
+
+def show_claim(name):
+    """A claim as text: what it says, how it is tested, what is reported, and what every study says of it."""
+    claims = load_claims()
+    if (found := row_called(name, claims)) is None:
+        raise ConfigError(f"no claim {name!r}{nearest(name, claims)}; there are {', '.join(map(repr, claims))}")
+    claim = claims[found]
+    reported = f"{claim['effect']:+.2f} points ({claim['source']}, tier {claim['tier']})" if claim["effect"] is not None else "not verified"
+    out = [f"{found} ({claim['paper']})", *wrapped(claim["says"], "  "), f"  tested by   {contrast_in_words(claim)}, table {claim['table']}"]
+    out += [f"  reported    {reported}; {claim['setting']}", f"  matters     from {claim['matters']:g} points on: {claim['reason']}"]
+    for lines in studies().values():
+        for line in lines[lines["claim"] == found].to_dict("records"):
+            out.append(f"  {line['profile']}, {line['pair']}: {in_words(line)}")
+    return "\n".join(out)
 
 
 def combined_study(runs):

@@ -2,11 +2,12 @@
 
 import pandas as pd
 
-from kd.statistics import interval, paired, with_verdicts
+from kd.report.claims import claim_of, marked
+from kd.statistics import explored, interval, paired
 
 COLUMNS = [
-    "profile", "pair", "row", "n", "epochs", "mean", "interval", "baseline_epochs",
-    "difference", "difference_interval", "pairs", "p", "reported", "tier", "source", "note", "not_run",
+    "profile", "pair", "row", "n", "epochs", "cost", "mean", "interval", "baseline_epochs",
+    "difference", "difference_interval", "pairs", "p", "claim", "reported", "tier", "source", "note", "not_run",
 ]  # fmt: skip
 
 
@@ -22,54 +23,86 @@ def reported_for(row, pair):
 
 
 def summary(runs, table):
-    """One line a row and pair of `table` (of kd.load_table), in the file's order, from `runs` (of kd.Study.run).
+    """One line a row and pair of `table` (of kd.load_table), in the file's order, from `runs` (of kd.Study.run), and before them one
+    of the teacher, measured, with n 0.
 
-    The columns are COLUMNS, p_holm and verdict. n: runs; 0 for a row that nobody can run, with the reason in `not_run`,
-    and for one that this profile leaves out. mean, interval: test accuracy after the last epoch, in percent. difference
-    and what follows: paired by seed, in points, against the table's baseline on the same pair; one family of
-    comparisons a table.
+    The columns are COLUMNS and verdict. n: runs; 0 for a row that nobody can run, with the reason in `not_run`,
+    and for one that this profile leaves out. cost: of training, student and teacher, in multiply-adds, over KD's. mean, interval: test accuracy after the last epoch, in percent. difference
+    and what follows: paired by seed, in points, against the table's baseline on the same pair. claim: the one that this
+    comparison tests (kd/report/claims.py), or "". verdict: what the interval alone says, see kd.statistics.explored.
     """
     runs = runs[runs["table"] == table["name"]]
     profile = runs["profile"].iloc[0] if len(runs) else ""
     baseline, lines = table.get("baseline", "KD"), []
+    rows = {row["row"]: row for row in table["rows"]}
     for pair in list(runs["pair"].unique()) or [""]:
         here = runs[runs["pair"] == pair]
         reference = here[here["row"] == baseline]
+        plain = cost_of_kd(here)
+        if line := teacher_line(here):
+            lines.append(line | {"profile": profile, "pair": pair})
         for row in table["rows"]:
             mine, figure = here[here["row"] == row["row"]], reported_for(row, pair)
             line = {"profile": profile, "pair": pair, "row": row["row"], "n": len(mine)}
             line |= {"note": row.get("note", ""), "not_run": row.get("not_run", "")}
             line |= {"reported": figure.get("value"), "tier": figure.get("tier"), "source": figure.get("source")}
             if len(mine):
+                line["cost"] = cost_in(mine) / plain
                 line["epochs"] = float(mine["epochs"].mean())  # a greedy search's length may differ between seeds
                 line["mean"], line["interval"] = interval(mine["top1_last"])
             if len(mine) and len(reference) and row["row"] != baseline:
                 found = paired(mine.set_index("seed")["top1_last"], reference.set_index("seed")["top1_last"])
                 line |= dict(zip(("difference", "difference_interval", "pairs", "p"), found, strict=True))
                 line["baseline_epochs"] = float(reference["epochs"].mean())
+                line["claim"] = claim_of(table, row, rows[baseline])
             lines.append(line)
-    return with_verdicts(pd.DataFrame(lines, columns=COLUMNS), "difference", "difference_interval")
+    lines = pd.DataFrame(lines, columns=COLUMNS).astype({"p": float}).fillna({"claim": "", "note": "", "not_run": ""})
+    cells = zip(lines["difference"], lines["difference_interval"], strict=True)
+    return lines.assign(verdict=[explored(mean, width) for mean, width in cells])
+
+
+def cost_in(runs):
+    """Mean multiply-adds of training in these runs; nan for results from before they were counted."""
+    return float(runs["training_multiply_adds"].mean()) if "training_multiply_adds" in runs else float("nan")
+
+
+def cost_of_kd(runs):
+    """The same of plain KD, in its shortest form here; nan where it did not run."""
+    plain = runs[(runs["method"] == "kd")] if "method" in runs else runs[:0]
+    return cost_in(plain[plain["epochs"] == plain["epochs"].min()])
+
+
+def teacher_line(runs):
+    """The line of the teacher: the one with which plain KD ends, else the one that most runs have; None where none is known."""
+    if "teacher_top1" not in runs or runs["teacher_top1"].isna().all():
+        return None
+    plain = runs.loc[runs["method"] == "kd", "teacher_top1"].dropna()
+    found = plain if len(plain) else runs["teacher_top1"].dropna()
+    name = runs["pair"].iloc[0].partition(" -> ")[0]
+    return {"row": f"the teacher, {name}", "n": 0, "mean": float(found.mode().iloc[0])}
 
 
 def controls(runs, table):
     """The table's rows against their controls: a control is the same run without the ingredient under test.
 
-    A line a pair, row and control, where both ran: pair, row, control, mean, interval, pairs, p, p_holm, verdict; one
-    family of comparisons.
+    A line a pair, row and control, where both ran: pair, row, control, mean, interval, pairs, p, claim, verdict.
     """
-    runs, lines = runs[runs["table"] == table["name"]], []
+    runs, lines, rows = runs[runs["table"] == table["name"]], [], {row["row"]: row for row in table["rows"]}
     for pair in runs["pair"].unique():
         here = runs[runs["pair"] == pair].groupby("row")
         accuracy = {row: group.set_index("seed")["top1_last"] for row, group in here}
         for row in table["rows"]:
             for control in row.get("control", []):
                 if row["row"] in accuracy and control in accuracy:
-                    lines.append([pair, row["row"], control, *paired(accuracy[row["row"]], accuracy[control])])
-    return with_verdicts(pd.DataFrame(lines, columns=["pair", "row", "control", "mean", "interval", "pairs", "p"]))
+                    found = paired(accuracy[row["row"]], accuracy[control])
+                    lines.append([pair, row["row"], control, *found, claim_of(table, row, rows[control])])
+    lines = pd.DataFrame(lines, columns=["pair", "row", "control", "mean", "interval", "pairs", "p", "claim"])
+    return lines.assign(verdict=[explored(*cells) for cells in zip(lines["mean"], lines["interval"], strict=True)])
 
 
 def judged(line):
-    """A line's verdict, with its epochs where a claim rests on more or fewer of them than the baseline had."""
-    if line["verdict"] in ("better", "worse") and round(line["epochs"]) != round(line["baseline_epochs"]):
-        return f"{line['verdict']}, {line['epochs']:.0f} epochs against {line['baseline_epochs']:.0f}"
-    return line["verdict"]
+    """A line's verdict, with its epochs where it rests on more or fewer of them than the baseline had, and its claim's mark."""
+    said = line["verdict"]
+    if said in ("(higher)", "(lower)") and round(line["epochs"]) != round(line["baseline_epochs"]):
+        said += f", {line['epochs']:.0f} epochs against {line['baseline_epochs']:.0f}"
+    return marked(said, line["claim"], line["pair"])

@@ -7,7 +7,7 @@ import pandas as pd
 
 from kd.errors import ConfigError
 from kd.report.markdown import markdown, plus_minus
-from kd.report.summary import controls, judged, summary
+from kd.report.summary import controls, summary
 from kd.study.parameters import study_parameters
 from kd.study.paths import STAGES, runs_path
 from kd.study.records import frame, read_records
@@ -15,9 +15,10 @@ from kd.study.tables import asked_rows, load_table, table_names
 
 MAIN = ("main", "common", "headline")  # how the names of main tables end
 MEANING = {
-    "no difference shown": "no difference shown: the interval covers zero",
-    "not after correction": "no claim: the interval excludes zero, but not after Holm's correction",
-    "no interval": "no claim: one run, or every seed differs alike, so there is no interval",
+    "(higher)": "higher",
+    "(lower)": "lower",
+    "(open)": "the interval covers zero",
+    "(no interval)": "one run, or every seed differs alike, so there is no interval",
 }
 
 
@@ -55,12 +56,15 @@ def lines_of(name, runs):
 
 
 def conclusion(line, baseline="KD"):
-    """What a line of a summary says, as one sentence."""
+    """What a line of a summary says, as one sentence; exploratory, of its interval alone."""
     if not line["n"] or pd.isna(line["difference"]):
         return f"{line['row']}: {plus_minus(line['mean'], line['interval'])} %, nothing to compare it with."
     gap = plus_minus(line["difference"], line["difference_interval"], sign=True)
     over = f"{line['pairs']:.0f} paired seed{'' if line['pairs'] == 1 else 's'}"
-    return f"{line['row']} against {baseline}: {gap} points over {over}: {MEANING.get(line['verdict'], judged(line))}."
+    said = MEANING[line["verdict"]]
+    if round(line["epochs"]) != round(line["baseline_epochs"]):
+        said += f" ({line['epochs']:.0f} epochs against {line['baseline_epochs']:.0f})"
+    return f"{line['row']} against {baseline}: {gap} points over {over}: {said}."
 
 
 def conclusions(name, runs):

@@ -1,6 +1,7 @@
 """Groups of runs in worker processes, each finished run into the store, with a line that says how long the rest will take."""
 
 import heapq
+import math
 import os
 import threading
 from collections import defaultdict
@@ -11,7 +12,7 @@ from multiprocessing import get_context, parent_process
 import torch
 
 from kd.errors import ConfigError
-from kd.progress import report
+from kd.progress import report, say
 from kd.side_by_side import Shared, Track, side_by_side
 from kd.study import store
 from kd.study.records import method_name
@@ -41,6 +42,9 @@ def run_parallel(wanted, title, known=()):
 
     def watch():
         while (message := messages.get()) is not None:
+            if isinstance(message, str):
+                say(f"{title}: {message}")
+                continue
             estimate.heard(*message)
             report(f"{title}: {estimate}")
 
@@ -117,7 +121,7 @@ def train_in_worker(task, device):
             failures.append(named(run, problem))
             continue
         track = Track(training)
-        training.report = partial(tell, key, track)
+        training.report = partial(tell, key, track, run)
         tracks[track] = run, key, program, keep_weights
     for track, failure in side_by_side(tracks):
         run, key, program, keep_weights = tracks[track]
@@ -133,9 +137,32 @@ def train_in_worker(task, device):
         raise failures[0]
 
 
-def tell(key, track, text):
+def tell(key, track, run, text):
     """What a run reports after an epoch, with what the estimate of the time left needs."""
-    MESSAGES.put((key, len(track.run.progress.curve), track.spent(), False, text))
+    curve = track.run.progress.curve
+    MESSAGES.put((key, len(curve), track.spent(), False, text))
+    if warning := at_chance(run, curve, len(track.run.data.classes)):
+        MESSAGES.put(warning)
+
+
+def at_chance(run, curve, classes):
+    """A line for a run that learns nothing, after a quarter of its epochs (2 at least), at no other epoch; else None.
+
+    That is, whose validation accuracy never rose above 1.5 times chance in its lessons; in a phase that prepares, a
+    student's head need not learn. A loss too heavy for the learning rate does this, and nothing else would say so
+    before the run is over.
+    """
+    enough = max(2, math.ceil(run["recipe"]["epochs"] / 4))
+    seen = [entry["validation"] for entry in curve if entry["phase"] == "lesson"]
+    if curve[-1]["phase"] != "lesson" or len(seen) != enough:
+        return None
+    if not max(seen) <= 1.5 * 100 / classes:  # nan, without validation images, says nothing
+        return None
+    heavy = ("weight", "inherit_weight", "explore_weight", "alpha", "learning_rate")
+    own = [f"{method}.{name}" for method in run["knowledge"] for name in heavy if run["parameters"][method].get(name)]
+    which = f"{method_name(run)}, seed {run['seed']}"
+    after = f"({max(seen):.1f} %) after {len(seen)} of {run['recipe']['epochs']} epochs"
+    return f"{which} is still at chance {after}; lower {' or '.join([*own, 'recipe.learning_rate'])}"
 
 
 def named(run, failure):

@@ -22,6 +22,7 @@ Pair = several(str)
 class Teacher(Section):
     epochs: PositiveInt
     learning_rate: Positive
+    milestones: several(Share) | None
     every: PositiveInt
     seed: int
 
@@ -29,6 +30,9 @@ class Teacher(Section):
 class SupernetOf(Section):
     widths: several(Share)
     distil_in_place: bool
+    start: Literal["teacher", "scratch"]
+    epochs: PositiveInt | None
+    learning_rate: Positive | None
 
 
 class Search(Section):
@@ -48,6 +52,7 @@ class Parameters(Section):
     data: dict[str, Any]
     recipe: dict[str, Any]
     recipes: dict[str, dict[str, Any]]
+    student_images_per_class: PositiveInt | None
     seeds: PositiveInt
     grid_seeds: PositiveInt
     run: dict[str, Literal["all"] | dict[str, Literal["all"] | several(str)]]
@@ -114,6 +119,10 @@ def check_study(values, name):
             build(network, 2)
         except ConfigError as problem:
             raise ConfigError(f"{name}: {problem} (under teachers, supernets or recipes)") from None
+    for network in values["supernets"]:
+        if network not in values["teachers"]:
+            reason = "a supernet grows from the plain teacher, and is compared with it"
+            raise ConfigError(f"{name}: supernets: {network} is not among teachers, and {reason}")
     for method in {**KNOWLEDGE, **CURRICULA}:
         resolved([method], {method: values.get(method) or {}})
     return values

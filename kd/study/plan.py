@@ -9,10 +9,11 @@ from kd.data.stream import open_stream
 from kd.methods import make
 from kd.models import Supernet, build, complexity
 from kd.study import store
-from kd.study.executor import duration
+from kd.study.executor import duration, groups, lessons_of
 from kd.study.paths import STAGES, images_path, runs_path
 from kd.study.records import method_name, read_records
 from kd.study.runs import key_of
+from kd.study.settings import settings
 from kd.study.study import Study
 from kd.study.tables import asked_rows, load_table, table_names
 
@@ -158,7 +159,7 @@ def teacher_lines(study, facts):
     ):
         networks = params.get(key) or []
         new = [network for network in networks if not study.teacher_path(network, kind).exists()]
-        hours, epochs = None, params["teacher"]["epochs"]
+        hours, epochs = None, (params["supernet"]["epochs"] if kind == "supernet" else None) or params["teacher"]["epochs"]
         if facts:
             images, shape, classes = facts
             batch = params["recipe"]["batch_size"]
@@ -170,6 +171,19 @@ def teacher_lines(study, facts):
         stage = "teacher" if kind == "route" else kind
         lines.append([stage, 0, len(networks) - len(new), 0, len(new), len(new) * epochs, hours])
     return lines
+
+
+def teacher_passes(runs):
+    """(asked for, made): epochs' worth of teachers' forward passes that the lessons of `runs` ask for, and those that are left side by side."""
+    asked, made = 0, 0
+    for task in groups([(run,) for run in runs], settings()):
+        alike = defaultdict(list)
+        for (run,) in task:
+            if run["teacher"]:
+                alike[lessons_of(run)].append(run["recipe"]["epochs"])
+        asked += sum(map(sum, alike.values()))
+        made += sum(map(max, alike.values()))
+    return asked, made
 
 
 class Clock:
@@ -218,6 +232,10 @@ def plan():
         "known: in the store already (teachers: in models/), not trained again. shared: made by an earlier stage.",
         "runs: what is left to train. epochs: of students, and of teachers in their own stages.",
     ]
+    asked, made = map(sum, zip(*(teacher_passes(found["runs"]) for found in stages.values()), strict=True))
+    if asked:
+        side = f"side by side their runs make {made:,} of them, {100 * (asked - made) / asked:.0f} % fewer"
+        out.append(f"Teachers' passes over the training images: lessons ask for {asked:,}; {side}.")
     if not facts:
         out.append("Hours are known once `dvc repro data` has read the images.")
     if clock.measured:

@@ -18,6 +18,8 @@ COLUMNS = {
     "multiply_adds": "of the student, for one image",
     "extra_parameters": "of the method: regressors, encoders, codebooks; not needed after training",
     "teacher_epochs": "passes of the training images through a teacher",
+    "training_multiply_adds": "of training, student and teacher, for one training image",
+    "teacher_top1": "test accuracy in percent of the run's last teacher",
     "top1_last": "test accuracy in percent after the last epoch: the headline",
     "top1_val": "validation accuracy in percent after the last epoch",
     "top1_best_test": "best test accuracy over epochs, in percent: chosen on test, never a headline",

@@ -67,11 +67,39 @@ def record_of(run, trained):
         "multiply_adds": operations,
         "extra_parameters": result.extra_parameters,
         "teacher_epochs": round(result.teacher_images / len(data.labels["train"]), 3),
+        "training_multiply_adds": training_multiply_adds(trained, len(epochs), operations),
+        "teacher_top1": teacher_accuracy(trained),
         "lessons": [vars(lesson) for lesson in result.lessons],
         "curve": result.curve,
         "measured": result.measured,
     }
     return json.loads(json.dumps(rounded(record))), trained.weights()
+
+
+def training_multiply_adds(trained, epochs, operations):
+    """Multiply-adds of training, for one training image, of a finished kd.loop.Run whose student has so many in a forward pass.
+
+    Student: 3 forward passes' worth an epoch (forward, gradient of weights, gradient of activations). Teacher: the passes that were
+    made, shared out over the lessons' teachers by their epochs. The method's own modules are left out: their parameters are counted.
+    """
+    data, result = trained.data, trained.result
+    spent, each, weights = 3.0 * epochs * operations, [], []
+    for lesson in result.lessons:
+        networks = [trained.teachers[lesson.source][index] for index in lesson.indices] if trained.teachers else []
+        if networks:
+            each.append(sum(complexity(network, data.image_shape)[1] for network in networks) / len(networks))
+            weights.append(lesson.epochs * len(networks))
+    if each:
+        average = sum(value * weight for value, weight in zip(each, weights, strict=True)) / sum(weights)
+        spent += int(result.teacher_images) / len(data.labels["train"]) * average
+    return spent
+
+
+def teacher_accuracy(trained):
+    """Test accuracy in percent of the last teacher of a finished kd.loop.Run, as its file states it; None without one."""
+    lesson = trained.result.lessons[-1]
+    accuracy = getattr(trained.teachers[lesson.source], "accuracy", None) if trained.teachers else None
+    return accuracy[lesson.indices[-1]]["test"] if accuracy else None
 
 
 def rounded(value):

@@ -24,16 +24,20 @@ from kd.study.tables import asked_rows, load_table, table_names
 from kd.teachers import Route, train_route, train_supernet
 
 
-def teach(kind, network, recipe, train, **values):
+def teach(kind, network, recipe, train, start=None, **values):
     """A teacher's file in its place: from the store, or trained. Returns its path.
 
-    kind: "route" or "supernet". recipe: the teacher's. values: what else determines it, JSON values. train: (network, data, recipe,
-    path=, resume=, report=, **values) trains it and writes the file, as kd.train_route does.
+    kind: "route" or "supernet". recipe: the teacher's. values: what else determines it, JSON values. train: (network,
+    data, recipe, path=, resume=, report=, **values) trains it and writes the file, as kd.train_route does. start: the
+    file of the route that it grows from, which `train` then gets as well; its md5 is part of what determines it.
     """
     profile = study_parameters()["profile"]
     data = open_data(str(images_path(profile)), 0, use_device())
     program = store.training_md5(("labels",))
-    key = f"{kind}-{key_of({kind: network, 'data': data.md5, 'recipe': recipe.as_dict(), **values})}"
+    determines = {kind: network, "data": data.md5, "recipe": recipe.as_dict(), **values}
+    if start:
+        determines["start"], values["start"] = checkpoints.file_md5(start), start
+    key = f"{kind}-{key_of(determines)}"
     target = scratch_unless_pipeline(teacher_path(profile, kind, network))
     stem, about = store.place(program, key), {"profile": profile, "network": network, "key": key, "program": program}
     kept, resume = Path(f"{stem}.safetensors"), Path(f"{stem}.running")
@@ -53,10 +57,21 @@ def teach(kind, network, recipe, train, **values):
 def teach_supernet(network):
     """Train the nested widths of the network called so, as params.yaml says, or take them from the store. Returns their file's path."""
     params = study_parameters()
-    teacher, supernet = params["teacher"], params["supernet"]
-    recipe = Recipe.of(params["recipe"]).replace(epochs=teacher["epochs"], learning_rate=teacher["learning_rate"])
+    teacher, supernet, start = params["teacher"], params["supernet"], None
+    own = {key: supernet[key] or teacher[key] for key in ("epochs", "learning_rate")}
+    recipe = changed(Recipe.of(params["recipe"]), milestones=teacher["milestones"], **own)
+    if supernet["start"] == "teacher":
+        start = teacher_path(params["profile"], "route", network)
+        if not start.exists():
+            remedy = f"run `dvc repro teacher@{network}`, or take supernet.start: scratch"
+            raise ConfigError(f"supernet {network} grows from its teacher, and {start} is missing; {remedy}")
     values = {"widths": tuple(supernet["widths"]), "seed": teacher["seed"], "distil_in_place": supernet["distil_in_place"]}
-    return teach("supernet", network, recipe, train_supernet, **values)
+    return teach("supernet", network, recipe, train_supernet, start, **values)
+
+
+def changed(recipe, **changes):
+    """The recipe with those of the changes that are not None."""
+    return recipe.replace(**{key: value for key, value in changes.items() if value is not None})
 
 
 class Study:
@@ -103,8 +118,11 @@ class Study:
         return Teachers(**{kind: open_teacher(kind, str(path), "cpu", **expected) for kind, path in paths.items() if path.exists()})
 
     def teach(self, network, seed=0, every=1, **recipe):
-        """Train a teacher, or take it from the store, and return its Route. recipe: changes to params.yaml's recipe."""
-        recipe = Recipe.of(self.params["recipe"]).replace(**recipe)
+        """Train a teacher, or take it from the store, and return its Route.
+
+        recipe: changes to params.yaml's recipe; None changes nothing.
+        """
+        recipe = changed(Recipe.of(self.params["recipe"]), **recipe)
         return Route(teach("route", network, recipe, train_route, every=every, seed=seed))
 
     def pairs(self, name):
@@ -147,7 +165,8 @@ class Study:
                 paths[kind] = str(path)
                 teacher[kind] = self.md5_of(path)
         run = {"profile": self.profile, "data": self.params["data"]["name"], "data_md5": self.data_md5}
-        run |= {"images_per_class": row.get("images_per_class", 0), "teacher": pair[0] if teacher else "", "teacher_md5": teacher}
+        images = row.get("images_per_class") or self.params["student_images_per_class"] or 0
+        run |= {"images_per_class": images, "teacher": pair[0] if teacher else "", "teacher_md5": teacher}
         run |= {"student": pair[1], "knowledge": list(knowledge), "curriculum": curriculum, "parameters": parameters}
         return run | {"recipe": recipe.as_dict(), "seed": seed}, paths
 
