@@ -7,7 +7,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 
-.PHONY: repro test lint bench setup
+.PHONY: repro test lint bench site setup
 
 repro: setup
 	@$(BIN)/python -m kd repro
@@ -23,6 +23,11 @@ lint: setup
 bench: setup
 	@$(BIN)/python benchmarks/step.py
 
+# build/site from the committed reports; it needs no network once its packages are there
+site: setup $(BIN)/.installed-site
+	@$(BIN)/python site/build.py
+	@echo "build/site/index.html is there; to read it: $(BIN)/python -m http.server --directory build/site"
+
 setup: $(BIN)/.installed
 
 # the package itself too, editable: Jupyter and editors start a notebook's kernel in notebooks/, where Python would not find it
@@ -32,4 +37,9 @@ $(BIN)/.installed: requirements.txt pyproject.toml
 	@echo "Installing the pinned packages into $(VENV) (a few minutes, once) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(BIN)/.installed-site: requirements-site.txt $(BIN)/.installed
+	@echo "Installing what the site needs into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-site.txt
 	@touch $@

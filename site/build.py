@@ -1,0 +1,267 @@
+"""Builds build/site from the committed reports: lays out build/site-source, then Sphinx makes the pages.
+
+Whatever is in reports/ becomes a page; the front page is computed from claims.csv, benchmark.csv and README.md. No
+notebook is executed. `make site` runs this; KD's own package is read for the API pages alone.
+"""
+
+import csv
+import json
+import os
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+from jinja2 import Template
+from sphinx.cmd.build import main as sphinx
+
+import kd
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORTS = ROOT / "reports"
+SOURCE, SITE = ROOT / "build" / "site-source", ROOT / "build" / "site"
+REPOSITORY = os.environ.get("GITHUB_REPOSITORY")  # owner/name, known where GitHub builds the site
+MARKS = {"supported": "✓", "contradicted": "✗", "cannot tell": "?"}
+EQUATIONS = {
+    "KD": r"(1-\alpha)\,\mathrm{CE}(z_s, y) + \alpha\,T^2\,\mathrm{KL}\big(p_t^{(T)} \,\|\, p_s^{(T)}\big)",
+    "KR": r"T^2 \sum_{\text{groups}} \Big\langle -\sum_{c\,\in\,\text{kept}} q_c \log p_c \Big\rangle_{\text{images}}",
+    "SRM": r"\hat s = \text{the } k \text{ largest of } \sigma(C^\top x + b), \quad \hat x = C\,\hat s",
+    "RCO": r"H_S + \lambda\,\mathrm{KL}(P_{\text{anchor}} \,\|\, P_{\text{student}}), \quad \text{anchor by anchor}",
+    "IE-KD": r"\begin{aligned} L_{\text{task}} &+ \lambda_{\text{inh}}\, d\big(E_I(f_I), E_T(f_T)\big) \\"
+    r" &- \lambda_{\text{exp}}\, d\big(E_E(f_E), E_T(f_T)\big) \end{aligned}",
+    "PWKD": r"f_{w_1} \to f_{w_2} \to \dots \to f_{w_n}, \quad w_1 < \dots < w_n = 1",
+}
+
+
+# ---- what the reports say, in words
+
+
+def read_csv(name):
+    with open(REPORTS / name, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def joined(parts):
+    *most, last = parts
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def plural(number, word):
+    return f"{number} {word}" + ("" if number == 1 else "s")
+
+
+def effect(line):
+    return f"{float(line['mean']):+.2f} ± {float(line['half_width']):.2f}"
+
+
+def by_verdict(lines):
+    """A point a verdict: "supported: on a KR over KD (+4.15 ± 0.45); on b ..", of lines of claims.csv."""
+    said = []
+    for verdict in MARKS:
+        found = [line for line in lines if line["verdict"] == verdict]
+        places = []
+        for study in dict.fromkeys(line["study"] for line in found):
+            here = [f"{line['claim']} ({effect(line)})" for line in found if line["study"] == study]
+            places.append(f"on {study} {joined(here)}")
+        if places:
+            said.append(f"- **{verdict}**: {'; '.join(places)}")
+    return "\n".join(said)
+
+
+def counts(lines):
+    """"2 supported, 1 contradicted, 4 cannot tell" of lines of claims.csv."""
+    number = Counter(line["verdict"] for line in lines)
+    return ", ".join(f"{number[verdict]} {verdict}" for verdict in MARKS)
+
+
+def answer(lines):
+    """The front page's answer: how many claims hold, whether distillation helps, whether a paper's method beats it."""
+    claims, studies = {line["claim"] for line in lines}, dict.fromkeys(line["study"] for line in lines)
+    plain = [line for line in lines if line["claim"] == "KD over labels"]
+    better = [line for line in lines if line["claim"].endswith(" over KD") or line["claim"] == "IE-FT over FT"]
+    held = sum(line["verdict"] == "supported" for line in better)
+    return f"""\
+The studies here, {joined(studies)}, test {plural(len(claims), "claim")}, each where its rows were run:
+{plural(len(lines), "test")} in all, **{counts(lines)}**.
+
+Is a student that learns from a teacher better than one that learns from the labels alone?
+
+{by_verdict(plain)}
+
+Is a paper's method better than plain distillation (IE-KD: than FT, its plain form)? Shown in {held} of
+{plural(len(better), "test")}.
+
+{by_verdict(better)}"""
+
+
+def anchor(name):
+    """The address of a claim's heading in claims.md."""
+    return "".join(letter for letter in name.lower().replace(" ", "-") if letter.isalnum() or letter == "-")
+
+
+def claims_table(lines):
+    """Every claim, and effect and verdict in every study."""
+    studies, cells = list(dict.fromkeys(line["study"] for line in lines)), {}
+    for line in lines:
+        cells[line["claim"], line["study"]] = f"{effect(line)} {MARKS[line['verdict']]}"
+    rows = [["paper", "claim", *studies], ["---"] * (2 + len(studies))]
+    for claim, paper in dict.fromkeys((line["claim"], line["paper"]) for line in lines):
+        found = [cells.get((claim, study), "not run") for study in studies]
+        rows.append([paper, f"[{claim}](reports/claims.md#{anchor(claim)})", *found])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def methods(lines, readme, profiles):
+    """A card's contents for every method of README's table that has an equation."""
+    found = []
+    for name, who, _, text, file, number in re.findall(
+        r"^\| (\S+) \((.+?)\) \| (.+?) \| (.+?) \| \[(.+?)\.py\]\(.+?\) \| \[(\d\d)\]", readme, re.MULTILINE
+    ):
+        if name in EQUATIONS:
+            links = [f"[{profile}](reports/{notebook(profile, number)})" for profile in profiles]
+            found.append(
+                {
+                    "name": f"{name} ({who})",
+                    "line": f"{text[0].upper()}{text[1:]}.",
+                    "equation": EQUATIONS[name],
+                    "verdicts": counts([line for line in lines if line["paper"] == name]),
+                    "cost": cost(file),
+                    "links": f"Notebook {number}: {', '.join(links)}",
+                }
+            )
+    return found
+
+
+def cost(method):
+    """A method's step in steps of KD, as the benchmark measured it."""
+    steps = [line for line in read_csv("benchmark.csv") if line["what"] == "methods" and line["method"] == method]
+    if not steps:
+        return "a step costs what the knowledge that it carries costs; not measured by itself."
+    if method == "kd":
+        return f"{float(steps[0]['ms']):.0f} ms a step in the [benchmark](reports/benchmark.md); the others' measure."
+    said = joined([f"{float(line['relative']):.2f} ({line['phase']})" for line in steps])
+    return f"a step takes {said} times as long as one of KD."
+
+
+# ---- the pages
+
+
+def notebook(profile, number):
+    """The path of a profile's notebook of that number, from reports/."""
+    return next((REPORTS / profile / "notebooks").glob(f"{number}_*.ipynb")).relative_to(REPORTS).as_posix()
+
+
+def settled(text, folder):
+    """Markdown whose links lead to other pages, or to the repository where a file is no page."""
+
+    def link(match):
+        name, target = match.groups()
+        path = (folder / target.partition("#")[0]).resolve()
+        if ":" in target or path.is_relative_to(REPORTS):
+            return match[0]
+        address = f"https://github.com/{REPOSITORY}/tree/main/{os.path.relpath(path, ROOT)}"
+        return f"[{name}]({address})" if REPOSITORY else name
+
+    return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)#\s][^)\s]*)\)", link, text)
+
+
+def write(name, content):
+    """A file of build/site-source; one that would not change is left alone, so that Sphinx need not read it again."""
+    path = SOURCE / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = content if isinstance(content, bytes) else content.encode()
+    if not path.exists() or path.read_bytes() != content:
+        path.write_bytes(content)
+    return path
+
+
+def lay_out():
+    """Write everything that Sphinx reads; returns the paths."""
+    readme, lines = (ROOT / "README.md").read_text(), read_csv("claims.csv")
+    profiles = sorted((path.parent.name for path in REPORTS.glob("*/results.csv")), key=lambda p: (p != "digits", p))
+    pairs = {profile: {line["pair"] for line in lines if line["profile"] == profile} for profile in profiles}
+    for line in lines:
+        several = len(pairs[line["profile"]]) > 1
+        line["study"] = f"{line['profile']}, {line['pair']}" if several else line["profile"]
+    pages = [write("index.md", front(readme, lines, profiles))]
+    pages += [write("how-to-read.ipynb", how_to_read(profiles[0]))]
+    for profile in profiles:
+        pages += study(profile)
+    for path in [*REPORTS.glob("claims.*"), *REPORTS.glob("benchmark.*")]:
+        pages.append(write(f"reports/{path.name}", copy_of(path)))
+    return pages + api()
+
+
+def copy_of(path):
+    """A report as the site has it: Markdown with its links settled, notebooks without the line for their editors."""
+    if path.suffix == ".md":
+        return settled(path.read_text(), path.parent)
+    if path.suffix == ".ipynb":
+        book = json.loads(path.read_text())
+        book["cells"] = [cell for cell in book["cells"] if not "".join(cell["source"]).startswith("*generated from ")]
+        return json.dumps(book, indent=1, ensure_ascii=False)
+    return path.read_bytes()
+
+
+def study(profile):
+    """A profile's pages: what it is, its notebooks, its tables with their figures."""
+    folder = REPORTS / profile
+    files = [*sorted(folder.glob("notebooks/*.ipynb")), folder / "tables.md", folder / "results.csv"]
+    pages = [
+        write(f"reports/{path.relative_to(REPORTS)}", copy_of(path)) for path in [*files, *folder.glob("figures/*")]
+    ]
+    about = (folder / "tables.md").read_text().partition("\n")[2].partition("\nGenerated from")[0].strip()
+    contents = "\n".join(["tables", *(f"notebooks/{path.stem}" for path in files if path.suffix == ".ipynb")])
+    more = "All tables on one page: [tables](tables.md). Every run is a line of [results.csv](results.csv)."
+    text = f"# Study: {profile}\n\n{about}\n\n{more}\n\n```{{toctree}}\n:maxdepth: 1\n\n{contents}\n```\n"
+    return [*pages, write(f"reports/{profile}/index.md", text)]
+
+
+def how_to_read(profile):
+    """Notebook 08 of a profile as far as it explains tables, before it shows them."""
+    book = json.loads(copy_of(REPORTS / notebook(profile, "08")))
+    cells = book["cells"]
+    end = next((n for n, cell in enumerate(cells) if "".join(cell["source"]).strip() == "## The tables"), len(cells))
+    title = {"cell_type": "markdown", "metadata": {}, "id": "title", "source": "# How to read a table"}
+    book["cells"] = [title, *(cell for cell in cells[:end] if not "".join(cell["source"]).startswith("# "))]
+    return json.dumps(book, indent=1, ensure_ascii=False)
+
+
+def api():
+    """A page for every module with public names, and one that lists them."""
+    pages, rows, modules = [], ["| module | names |", "|---|---|"], []
+    for place, names in kd.WHERE.items():
+        # a public name that is a module itself is shown whole
+        module, members = (f"{place}.figures", "") if names == ("figures",) else (place, ", ".join(names))
+        text = f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members: {members}\n```\n"
+        pages.append(write(f"api/{module}.md", text))
+        rows.append(f"| [{module}]({module}.md) | {', '.join(f'`{name}`' for name in names)} |")
+        modules.append(module)
+    head = "# API\n\nEvery name here is found in `kd` itself: `kd.distill`, `kd.KD`.\n\n" + "\n".join(rows)
+    contents = "\n".join(modules)
+    return [*pages, write("api/index.md", f"{head}\n\n```{{toctree}}\n:hidden:\n\n{contents}\n```\n")]
+
+
+def front(readme, lines, profiles):
+    title, lead, after = re.match(r"# (.+?)\n\n(.+?)\n\n(?:.*?)## (.*)", readme, re.DOTALL).groups()
+    commands_title, _, section = after.partition("\n")
+    commands, needs = re.search(r"```sh\n(.+?)\n```\n\n(.+?)\n\n", section, re.DOTALL).groups()
+    contents = ["How to read a table <how-to-read>", *(f"{profile} <reports/{profile}/index>" for profile in profiles)]
+    contents += ["Claims <reports/claims>", "Benchmark <reports/benchmark>", "API <api/index>"]
+    return Template((ROOT / "site" / "index.md").read_text()).render(
+        title=title, lead=lead, answer=answer(lines), methods=methods(lines, readme, profiles),
+        claims=claims_table(lines), commands_title=commands_title, commands=commands, needs=needs,
+        contents="\n".join(contents),
+    )  # fmt: skip
+
+
+def main():
+    pages = set(lay_out())
+    for stale in {path for path in SOURCE.rglob("*") if path.is_file()} - pages:
+        stale.unlink()
+    options = ["-q", "-c", ROOT / "site", "-d", ROOT / "build" / "site-doctrees"]
+    return sphinx([*map(str, options), str(SOURCE), str(SITE)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
