@@ -8,6 +8,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -25,11 +26,13 @@ MARKS = {"supported": "✓", "contradicted": "✗", "cannot tell": "?"}
 EQUATIONS = {
     "KD": r"(1-\alpha)\,\mathrm{CE}(z_s, y) + \alpha\,T^2\,\mathrm{KL}\big(p_t^{(T)} \,\|\, p_s^{(T)}\big)",
     "KR": r"T^2 \sum_{\text{groups}} \Big\langle -\sum_{c\,\in\,\text{kept}} q_c \log p_c \Big\rangle_{\text{images}}",
-    "SRM": r"\hat s = \text{the } k \text{ largest of } \sigma(C^\top x + b), \quad \hat x = C\,\hat s",
-    "RCO": r"H_S + \lambda\,\mathrm{KL}(P_{\text{anchor}} \,\|\, P_{\text{student}}), \quad \text{anchor by anchor}",
+    "SRM": r"\begin{gathered} \hat s = \text{the } k \text{ largest of } \sigma(C^\top x + b) \\"
+    r" \hat x = C\,\hat s \end{gathered}",
+    "RCO": r"H_S + \lambda\,\mathrm{KL}(P_{\text{anchor}} \,\|\, P_{\text{student}})",
     "IE-KD": r"\begin{aligned} L_{\text{task}} &+ \lambda_{\text{inh}}\, d\big(E_I(f_I), E_T(f_T)\big) \\"
     r" &- \lambda_{\text{exp}}\, d\big(E_E(f_E), E_T(f_T)\big) \end{aligned}",
-    "PWKD": r"f_{w_1} \to f_{w_2} \to \dots \to f_{w_n}, \quad w_1 < \dots < w_n = 1",
+    "PWKD": r"\begin{gathered} f_{w_1} \to f_{w_2} \to \dots \to f_{w_n} \\"
+    r" w_1 < w_2 < \dots < w_n = 1 \end{gathered}",
 }
 
 
@@ -51,7 +54,7 @@ def plural(number, word):
 
 
 def effect(line):
-    return f"{float(line['mean']):+.2f} ± {float(line['half_width']):.2f}"
+    return f"{float(line['mean']):+.2f} ± {float(line['half_width']):.2f}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def by_verdict(lines):
@@ -69,7 +72,7 @@ def by_verdict(lines):
 
 
 def counts(lines):
-    """"2 supported, 1 contradicted, 4 cannot tell" of lines of claims.csv."""
+    """Lines of claims.csv as "2 supported, 1 contradicted, 4 cannot tell"."""
     number = Counter(line["verdict"] for line in lines)
     return ", ".join(f"{number[verdict]} {verdict}" for verdict in MARKS)
 
@@ -104,10 +107,10 @@ def claims_table(lines):
     studies, cells = list(dict.fromkeys(line["study"] for line in lines)), {}
     for line in lines:
         cells[line["claim"], line["study"]] = f"{effect(line)} {MARKS[line['verdict']]}"
-    rows = [["paper", "claim", *studies], ["---"] * (2 + len(studies))]
+    rows = [["claim", "paper", *studies], ["---"] * (2 + len(studies))]
     for claim, paper in dict.fromkeys((line["claim"], line["paper"]) for line in lines):
         found = [cells.get((claim, study), "not run") for study in studies]
-        rows.append([paper, f"[{claim}](reports/claims.md#{anchor(claim)})", *found])
+        rows.append([f"[{claim}](reports/claims.md#{anchor(claim)})", paper, *found])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -118,7 +121,8 @@ def methods(lines, readme, profiles):
         r"^\| (\S+) \((.+?)\) \| (.+?) \| (.+?) \| \[(.+?)\.py\]\(.+?\) \| \[(\d\d)\]", readme, re.MULTILINE
     ):
         if name in EQUATIONS:
-            links = [f"[{profile}](reports/{notebook(profile, number)})" for profile in profiles]
+            paths = {profile: path for profile in profiles for path in notebooks(profile, number)}
+            links = [f"[{profile}](reports/{path})" for profile, path in paths.items()]
             found.append(
                 {
                     "name": f"{name} ({who})",
@@ -139,16 +143,18 @@ def cost(method):
         return "a step costs what the knowledge that it carries costs; not measured by itself."
     if method == "kd":
         return f"{float(steps[0]['ms']):.0f} ms a step in the [benchmark](reports/benchmark.md); the others' measure."
-    said = joined([f"{float(line['relative']):.2f} ({line['phase']})" for line in steps])
-    return f"a step takes {said} times as long as one of KD."
+    times = [f"{float(line['relative']):.2f}" for line in steps]
+    said = [f"{time} ({line['phase']})" for time, line in zip(times, steps, strict=True)] if len(steps) > 1 else times
+    return f"a step takes {joined(said)} times as long as one of KD."
 
 
 # ---- the pages
 
 
-def notebook(profile, number):
-    """The path of a profile's notebook of that number, from reports/."""
-    return next((REPORTS / profile / "notebooks").glob(f"{number}_*.ipynb")).relative_to(REPORTS).as_posix()
+def notebooks(profile, number):
+    """The paths of a profile's notebooks of that number, from reports/."""
+    found = sorted((REPORTS / profile / "notebooks").glob(f"{number}_*.ipynb"))
+    return [path.relative_to(REPORTS).as_posix() for path in found]
 
 
 def settled(text, folder):
@@ -218,12 +224,16 @@ def study(profile):
 
 
 def how_to_read(profile):
-    """Notebook 08 of a profile as far as it explains tables, before it shows them."""
-    book = json.loads(copy_of(REPORTS / notebook(profile, "08")))
-    cells = book["cells"]
-    end = next((n for n, cell in enumerate(cells) if "".join(cell["source"]).strip() == "## The tables"), len(cells))
+    """Notebook 08 of a profile from its first section to the tables, which it explains before it shows them."""
+    book, cells = json.loads(copy_of(REPORTS / notebooks(profile, "08")[0])), []
+    for cell in book["cells"]:
+        text, *tables = re.split("^## The tables$", "".join(cell["source"]), maxsplit=1, flags=re.MULTILINE)
+        if cells or text.startswith("## "):
+            cells.append({**cell, "source": text})
+        if tables:
+            break
     title = {"cell_type": "markdown", "metadata": {}, "id": "title", "source": "# How to read a table"}
-    book["cells"] = [title, *(cell for cell in cells[:end] if not "".join(cell["source"]).startswith("# "))]
+    book["cells"] = [title, *cells]
     return json.dumps(book, indent=1, ensure_ascii=False)
 
 
@@ -257,8 +267,11 @@ def front(readme, lines, profiles):
 
 def main():
     pages = set(lay_out())
-    for stale in {path for path in SOURCE.rglob("*") if path.is_file()} - pages:
-        stale.unlink()
+    stale = {path for path in SOURCE.rglob("*") if path.is_file()} - pages
+    for path in stale:
+        path.unlink()
+    if stale and SITE.exists():  # Sphinx leaves pages whose source is gone
+        shutil.rmtree(SITE)
     options = ["-q", "-c", ROOT / "site", "-d", ROOT / "build" / "site-doctrees"]
     return sphinx([*map(str, options), str(SOURCE), str(SITE)])
 

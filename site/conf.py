@@ -18,6 +18,7 @@ suppress_warnings = ["myst.xref_missing"]  # tables have ids of plain HTML; test
 nb_execution_mode = "off"
 nb_render_markdown_format = "myst"
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "attrs_block"]
+myst_dmath_double_inline = True  # $$..$$ within a paragraph, as Jupyter has it
 myst_heading_anchors = 4
 
 mathjax_path = MATHJAX.name
@@ -30,7 +31,8 @@ html_title = "kd"
 html_show_sourcelink = False
 html_copy_source = False
 html_context = {"default_mode": "auto"}  # dark or light as the reader's system, until a choice is made
-html_sidebars = {"index": []}
+html_favicon = str(HERE / "static" / "icon.svg")
+html_sidebars = {name: [] for name in ("index", "how-to-read", "reports/claims", "reports/benchmark")}
 html_theme_options = {
     "header_links_before_dropdown": 8,
     "navigation_with_keys": True,
@@ -45,6 +47,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 default_role = "code"
+highlight_language = "text"
 
 
 def as_restructured_text(app, what, name, obj, options, lines):
