@@ -9,6 +9,7 @@ import sys
 import threading
 from urllib.parse import urldefrag, urlsplit
 
+import pandas as pd
 import pytest
 
 from kd.study.paths import ROOT
@@ -143,6 +144,18 @@ def test_the_front_page_fits(page, address, width):
     plot = page.locator("p:has(> img[src*=claims])").bounding_box()  # on a telephone it scrolls in its box
     assert 300 < plot["width"] <= width and plot["x"] >= 0
     assert page.locator("img[src*=claims]").bounding_box()["width"] > 600
+
+
+def test_the_answer_is_that_of_the_claims(page, address):
+    page.goto(f"{address}/index.html")
+    claims = pd.read_csv(ROOT / "reports" / "claims.csv")
+    number = claims["verdict"].value_counts()
+    said = page.locator("#the-answer").inner_text()
+    assert f"{len(claims)} tests in all" in said and f"test {claims['claim'].nunique()} claims" in said
+    for verdict in ("supported", "contradicted", "cannot tell"):
+        assert f"{number.get(verdict, 0)} {verdict}" in said
+    marks = page.locator("#the-claims table").inner_text()
+    assert marks.count("✓") == number.get("supported", 0) and marks.count("✗") == number.get("contradicted", 0)
 
 
 def test_search_finds_sub_teachers(page, address):
