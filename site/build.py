@@ -133,6 +133,8 @@ def methods(lines, readme, profiles):
                     "links": f"Notebook {number}: {', '.join(links)}",
                 }
             )
+    if len(found) < len(EQUATIONS):
+        raise ValueError(f"README.md's table of methods has lines for {len(found)} of {', '.join(EQUATIONS)}")
     return found
 
 
