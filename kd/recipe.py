@@ -9,6 +9,7 @@ from annotated_types import Interval
 
 from kd.errors import ConfigError, NonNegative, Positive, PositiveInt, Share, arguments, checked, several, validated
 
+ADAMS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 Schedule = Literal["step", "cosine", "triangular", "constant"]
 
 
@@ -23,15 +24,16 @@ class Recipe:
 
     epochs: PositiveInt = 240  # passes over the training images
     batch_size: PositiveInt = 64  # images a step; the last, partial batch of an epoch is kept
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: Positive = 0.05  # at the start of each cycle
     momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9  # SGD only
     nesterov: bool = False  # SGD only
-    weight_decay: NonNegative = 5e-4  # L2, added to the gradient
+    weight_decay: NonNegative = 5e-4  # L2, added to the gradient; adamw: taken off the weights, times the learning rate
     schedule: Schedule = "step"
     milestones: several(Share) = (0.625, 0.75, 0.875)  # step: shares of the run after which the rate falls
     gamma: Positive = 0.1  # step: the factor at each milestone
     cycles: PositiveInt = 1  # how often the schedule starts anew within the run
+    warm_up: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # share of the run in which the rate rises, linearly
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast of the networks; losses stay in fp32
     channels_last: bool = True  # memory layout of images and weights; rounding differs, nothing else
 
@@ -51,8 +53,12 @@ class Recipe:
         return replace(self, **changes)
 
     def as_dict(self):
-        """Every key and its value, in the order above; milestones as a list."""
-        return {**asdict(self), "milestones": list(self.milestones)}
+        """Every key and its value, in the order above; milestones as a list; warm_up only where there is one.
+
+        So runs without warm-up keep the names that they had in a store before it could be asked for.
+        """
+        values = {**asdict(self), "milestones": list(self.milestones)}
+        return values if self.warm_up else {key: value for key, value in values.items() if key != "warm_up"}
 
     def learning_rate_at(self, progress):
         """The learning rate at `progress`, the share of the run that is over, in [0, 1)."""
@@ -67,12 +73,14 @@ class Recipe:
             factor = 0.01 + 0.99 * (1 - abs(2 * place - 1))
         else:
             factor = 1.0
+        if progress < self.warm_up:  # from a hundredth on: a rate of zero would waste the first step
+            factor *= 0.01 + 0.99 * progress / self.warm_up
         return self.learning_rate * factor
 
     def build_optimizer(self, parameters):
-        """torch's own SGD or Adam, fused where every parameter allows it."""
+        """torch's own SGD, Adam or AdamW, in its fused form."""
         parameters = [p for p in parameters if p.requires_grad]
         options = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": True}
-        if self.optimizer == "adam":
-            return torch.optim.Adam(parameters, **options)
+        if self.optimizer in ADAMS:
+            return ADAMS[self.optimizer](parameters, **options)
         return torch.optim.SGD(parameters, momentum=self.momentum, nesterov=self.nesterov, **options)

@@ -8,7 +8,7 @@ Knowledge adds (`+`), a curriculum multiplies it (`*`). The loop (kd/training.py
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import nn
@@ -63,7 +63,8 @@ class Phase:
 
     def ends_segment(self, epoch):
         """Whether a segment of the learning rate ends in `epoch` (from 1): at a milestone, or with the phase."""
-        before, after = (self.learning_rate_at(done, self.recipe.epochs) for done in (epoch - 1, epoch))
+        phase = replace(self, recipe=self.recipe.replace(warm_up=0.0))  # while the rate still rises, no segment ends
+        before, after = (phase.learning_rate_at(done, self.recipe.epochs) for done in (epoch - 1, epoch))
         return epoch == self.recipe.epochs or (self.recipe.schedule == "step" and before != after)
 
 
