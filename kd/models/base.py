@@ -87,8 +87,8 @@ def probe(network, image_shape):
     network.eval()
     try:
         return network(torch.zeros(1, *image_shape, device=weight.device, dtype=weight.dtype))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+    except (RuntimeError, ValueError, AssertionError) as error:  # other people's networks check sizes in their own ways
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"{name_of(network)} does not take images of shape {tuple(image_shape)}: {reason}") from error
     finally:
         for module, training in modes:
