@@ -29,6 +29,7 @@ WHERE = {
     "kd.methods.rco": ("RCO",),
     "kd.methods.srm": ("SRM",),
     "kd.models": ("Output", "Supernet", "Tapped", "build", "complexity", "evaluate", "feature_shapes"),
+    "kd.models.saved": ("load", "save"),
     "kd.pipeline.source": ("show_source",),
     "kd.recipe": ("Recipe",),
     "kd.report": ("figures",),
