@@ -17,6 +17,7 @@ from importlib import import_module
 WHERE = {
     "kd.data": ("Data", "load_data"),
     "kd.errors": ("ConfigError",),
+    "kd.loggers": ("logged",),
     "kd.methods": ("Curriculum", "Fixed", "Knowledge", "Labels", "Lesson", "Method", "Phase", "Teachers", "make"),
     "kd.methods.attention": ("AT",),
     "kd.methods.dml": ("DML",),

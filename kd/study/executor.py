@@ -12,6 +12,7 @@ from multiprocessing import get_context, parent_process
 import torch
 
 from kd.errors import ConfigError
+from kd.loggers import logged, logger_asked
 from kd.progress import report, say
 from kd.side_by_side import Shared, Track, side_by_side
 from kd.study import store
@@ -34,6 +35,7 @@ def run_parallel(wanted, title, known=()):
     finished stays in the store, what was under way goes on from its last checkpoint next time.
     """
     found = settings()
+    logger_asked()  # says at once if it is not there
     os.environ |= KEEP_MEMORY  # read by the C library when a worker process starts
     tasks = groups(wanted, found)
     count = max(1, min(found.workers, len(tasks)))
@@ -109,7 +111,7 @@ def begin_worker(messages, threads):
 
 def train_in_worker(task, device):
     """In a worker process: train a group of runs side by side, or go on with them, and put each into the store as it ends."""
-    tracks, failures = {}, []
+    tracks, failures, log = {}, [], logger_asked()
     data = {item[0]["images_per_class"]: Shared(open_data(item[1]["data"], item[0]["images_per_class"], device)) for item in task}
     for run, paths, keep_weights in task:
         key, program = key_of(run), store.program_of_run(run)
@@ -122,6 +124,7 @@ def train_in_worker(task, device):
             continue
         track = Track(training)
         training.report = partial(tell, key, track, run)
+        training.after_epoch = log and logged_or_said(log, {**run, "key": key})
         tracks[track] = run, key, program, keep_weights
     for track, failure in side_by_side(tracks):
         run, key, program, keep_weights = tracks[track]
@@ -143,6 +146,23 @@ def tell(key, track, run, text):
     MESSAGES.put((key, len(curve), track.spent(), False, text))
     if warning := at_chance(run, curve, len(track.run.data.classes)):
         MESSAGES.put(warning)
+
+
+def logged_or_said(log, run):
+    """As kd.loggers.logged, but where the logger fails, this is said once and the run goes on without it."""
+    told, failed = logged(log, **run), False
+
+    def after_epoch(result, student):
+        nonlocal failed
+        try:
+            if not failed:
+                told(result, student)
+        except Exception as error:  # whatever a server that does not answer raises
+            failed = True
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            MESSAGES.put(f"KD_LOGGER={os.environ['KD_LOGGER']} failed ({reason:.200}); {run['key']} goes on without it")
+
+    return after_epoch
 
 
 def at_chance(run, curve, classes):

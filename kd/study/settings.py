@@ -5,6 +5,7 @@
     KD_THREADS=1           threads a process computes with on the CPU; one, so that no result depends on the number of cores
     KD_MEMORY_SHARE=0.5    share of the free memory that images may take before they are read from disk as they are needed
     KD_SIDE_BY_SIDE=8      runs that advance together in one process and share batches and teachers; 1: each alone
+    KD_LOGGER=mine:log     called as log(run, entry) after every epoch of every student (kd/loggers.py)
     KD_GRAPHS=1            on a GPU: each training step as one CUDA graph (kd/graphs.py)
 """
 
