@@ -14,7 +14,16 @@ import yaml
 from annotated_types import MinLen
 
 from kd.errors import ConfigError, Positive, Section, nearest, validated
-from kd.statistics import Blocks, at_least_p, contrast_of_pairs, equivalence_p, half_width, holm, seeds_needed, two_sided_p
+from kd.statistics import (
+    Blocks,
+    at_least_p,
+    contrast_of_pairs,
+    equivalence_p,
+    half_width,
+    holm,
+    seeds_needed,
+    two_sided_p,
+)
 from kd.study.paths import ROOT
 from kd.study.tables import check_tables, load_table
 

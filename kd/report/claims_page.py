@@ -62,7 +62,7 @@ def needed(line):
     """How many seeds would decide a "cannot tell"; "" for other verdicts."""
     if line["verdict"] != OPEN or line["seeds_needed"] == 0:
         return ""
-    return f", more than 1,000 seeds needed" if pd.isna(line["seeds_needed"]) else f", about {line['seeds_needed']} seeds needed"
+    return ", more than 1,000 seeds needed" if pd.isna(line["seeds_needed"]) else f", about {line['seeds_needed']} seeds needed"
 
 
 def columns_of(found):
