@@ -14,6 +14,8 @@ Names are looked up when they are first used, so that `import kd` loads torch an
 
 from importlib import import_module
 
+__version__ = "0.1.0"
+
 WHERE = {
     "kd.data": ("Data", "load_data"),
     "kd.errors": ("ConfigError",),

@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 from kd.errors import ConfigError
+from kd.places import INSTALLED
 from kd.study.paths import ROOT
+
+OF_THE_REPOSITORY = ("repro", "readme", "claims", "lint")
 
 
 def command_use(options):
@@ -188,6 +191,10 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = parser().parse_args()
     try:
+        if INSTALLED and options.command in OF_THE_REPOSITORY:
+            reason = "works on the repository's own files, which a package does not bring"
+            remedy = "run it in a clone; here run single stages, such as `python -m kd stage data`"
+            raise ConfigError(f"{options.command} {reason}: {remedy}")
         options.function(options)
     except ConfigError as problem:
         print(f"kd: {problem}", file=sys.stderr)

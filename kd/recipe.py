@@ -43,16 +43,16 @@ class Recipe:
         object.__setattr__(self, "milestones", tuple(map(float, self.milestones)))
 
     @classmethod
-    def of(cls, values):
+    def of(cls, values: dict) -> "Recipe":
         """A Recipe from a mapping, such as the `recipe` of a parameters file."""
         validated(arguments(cls), values, "recipe")
         return cls(**values)
 
-    def replace(self, **changes):
+    def replace(self, **changes) -> "Recipe":
         """The same recipe with some values changed."""
         return replace(self, **changes)
 
-    def as_dict(self):
+    def as_dict(self) -> dict:
         """Every key and its value, in the order above; milestones as a list; warm_up only where there is one.
 
         So runs without warm-up keep the names that they had in a store before it could be asked for.
@@ -60,7 +60,7 @@ class Recipe:
         values = {**asdict(self), "milestones": list(self.milestones)}
         return values if self.warm_up else {key: value for key, value in values.items() if key != "warm_up"}
 
-    def learning_rate_at(self, progress):
+    def learning_rate_at(self, progress: float) -> float:
         """The learning rate at `progress`, the share of the run that is over, in [0, 1)."""
         place = (progress * self.cycles) % 1.0
         if self.schedule == "step":

@@ -6,6 +6,7 @@ md5 goes into every record.
 """
 
 import copy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,11 +14,13 @@ import torch.nn.functional as F
 
 from kd import checkpoints
 from kd.checkpoints import Checkpoint
+from kd.data import Data
 from kd.errors import ConfigError
 from kd.methods import Knowledge
 from kd.methods.kd import softened_divergence
 from kd.models import Supernet, build, evaluate, run_networks
-from kd.training import distill, train
+from kd.recipe import Recipe
+from kd.training import Result, distill, train
 
 
 class Route:
@@ -72,7 +75,16 @@ class SubNetworks:
         return network.eval()
 
 
-def train_route(name, data, recipe, every, path, seed=0, resume=None, report=None):
+def train_route(
+    name: str,
+    data: Data,
+    recipe: Recipe,
+    every: int,
+    path: str | Path,
+    seed: int = 0,
+    resume: str | Path | None = None,
+    report: Callable[[str], object] | None = None,
+) -> Result:
     """Train the network called `name` on the labels and save its route: the weights after every `every` epochs and the
     converged ones.
 
@@ -154,8 +166,17 @@ class JointTraining(Knowledge):
 
 
 def train_supernet(
-    name, data, recipe, widths, path, seed=0, distil_in_place=False, resume=None, report=None, start=None
-):
+    name: str,
+    data: Data,
+    recipe: Recipe,
+    widths: Sequence[float],
+    path: str | Path,
+    seed: int = 0,
+    distil_in_place: bool = False,
+    resume: str | Path | None = None,
+    report: Callable[[str], object] | None = None,
+    start: str | Path | None = None,
+) -> list[dict[str, float]]:
     """Train nested widths of the network called `name` jointly, and save them as one file.
 
     widths: increasing shares of the channels, the last one 1.0. start: the file of a route of that network on these

@@ -13,17 +13,21 @@ through it. What a lesson's teachers say of a batch comes from `ask_teachers`, o
 
 import contextlib
 import time
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from kd.checkpoints import Checkpoint, restore_random_state
+from kd.data import Data
 from kd.errors import ConfigError
 from kd.loop import Progress, Result, Run, train_phase
-from kd.methods import Labels, Learner, Method, Phase, Teachers, freeze
+from kd.methods import Knowledge, Labels, Learner, Method, Phase, Teachers, freeze
 from kd.models import run_networks
 from kd.models.fused import fuse_batchnorm
+from kd.recipe import Recipe
 
 __all__ = ["Checkpoint", "Progress", "Result", "Run", "distill", "steps", "train"]
 
@@ -32,8 +36,17 @@ PREPARATION = 1_000_000
 
 
 def distill(
-    student, method, teacher, data, recipe, seed=0, checkpoint=None, report=None, after_epoch=None, after_lesson=None
-):
+    student: nn.Module,
+    method: Method | Knowledge,
+    teacher: Teachers | nn.Module | Sequence[nn.Module] | None,
+    data: Data,
+    recipe: Recipe,
+    seed: int = 0,
+    checkpoint: Checkpoint | None = None,
+    report: Callable[[str], object] | None = None,
+    after_epoch: Callable[[Result, nn.Module], object] | None = None,
+    after_lesson: Callable[[Result, nn.Module], object] | None = None,
+) -> Result:
     """Train `student` in place, by `method`, from `teacher`. Returns a Result.
 
     student: an nn.Module giving kd.models.Output (kd.Tapped makes one of any network). method: a Method or Knowledge.
@@ -57,7 +70,7 @@ def distill(
     return run.result
 
 
-def train(network, data, recipe, seed=0, **options):
+def train(network: nn.Module, data: Data, recipe: Recipe, seed: int = 0, **options) -> Result:
     """Train a network on the labels alone; the options are those of `distill`."""
     return distill(network, Labels(), None, data, recipe, seed, **options)
 

@@ -576,6 +576,7 @@ def project(tmp_path, monkeypatch):
     out = {"path": "data/raw/small.tar.gz", "size": path.stat().st_size, "md5": fetch.file_md5(path)}
     out["meta"] = {"name": "cifar100", "addresses": []}
     (tmp_path / "data.dvc").write_text(json.dumps({"outs": [out]}))
+    monkeypatch.setattr(fetch, "FILES", tmp_path)
     monkeypatch.setattr(fetch, "ROOT", tmp_path)
     return path
 

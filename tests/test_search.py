@@ -57,7 +57,7 @@ def test_a_search_goes_by_validation_and_runs_seeds_of_its_own(tmp_path, monkeyp
 
     (tmp_path / "searches").mkdir()
     (tmp_path / "searches" / "x.yaml").write_text("knowledge: [kd]\ngrid: {kd.alpha: [0.1, 0.5, 0.3]}\n")
-    monkeypatch.setattr(search, "ROOT", tmp_path)
+    monkeypatch.setattr(search, "FILES", tmp_path)
     monkeypatch.setattr(search, "Study", OnePair)
     search.run_search("x", tmp_path)
     table = pd.read_csv(tmp_path / "x.csv")
@@ -71,7 +71,7 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
     (tmp_path / "searches").mkdir()
     (tmp_path / "searches" / "x.yaml").write_text("knowledge: [kd]\ngrid: {kr.weight: [1]}\n")
     (tmp_path / "searches" / "y.yaml").write_text("knowledge: [kd]\ngrid: {kd.alpha: [1]}\nepoch: 1.0\n")
-    monkeypatch.setattr(search, "ROOT", tmp_path)
+    monkeypatch.setattr(search, "FILES", tmp_path)
     with pytest.raises(ConfigError, match=r"unknown key 'epoch' \(did you mean 'epochs'\?\)"):
         search.load_search("y")
     with pytest.raises(ConfigError, match="'kr.weight' names no parameter of fixed, kd, recipe"):

@@ -124,7 +124,7 @@ def test_a_control_trains_as_long_and_runs_where_its_row_does(study):
 def test_mistakes_in_a_tables_file_are_named(tmp_path, monkeypatch, rows, message):
     (tmp_path / "tables" / "kd").mkdir(parents=True)
     (tmp_path / "tables" / "kd" / "t.yaml").write_text(f"title: T\npaper: P\nrows:\n{rows}\n")
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "FILES", tmp_path)
     with pytest.raises(ConfigError, match=message):
         load_table("t")
 
@@ -133,7 +133,7 @@ def test_a_control_may_stand_below_its_row_and_in_the_grid(tmp_path, monkeypatch
     (tmp_path / "tables" / "kd").mkdir(parents=True)
     text = "title: T\npaper: P\nrows: [{row: KR, control: [later, rco * kd]}, {row: later, control: KR}]\ngrid: {curricula: [rco], knowledge: [[kd]]}\n"
     (tmp_path / "tables" / "kd" / "t.yaml").write_text(text)
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "FILES", tmp_path)
     assert [row["row"] for row in load_table("t")["rows"]] == ["KR", "later", "rco * kd"]
 
 

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from kd.checkpoints import file_md5, write_atomically
 from kd.errors import ConfigError, nearest
+from kd.places import FILES, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]  # the folder of data.dvc
 BLOCK = 1 << 18  # bytes read at a time: small, so that a broken connection loses little
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 BROKEN = (tarfile.TarError, EOFError, zlib.error, LZMAError, OSError)  # what a damaged archive raises
@@ -39,9 +39,9 @@ class Archive(NamedTuple):
 
 def archives(folder=None):
     """Every archive of `folder`/data.dvc (default: the project's) as {name: Archive}. ConfigError if unreadable."""
-    folder = Path(folder or ROOT)
+    listed, folder = Path(folder or FILES) / "data.dvc", Path(folder or ROOT)
     try:
-        outs = yaml.safe_load((folder / "data.dvc").read_text())["outs"]
+        outs = yaml.safe_load(listed.read_text())["outs"]
         return {
             out["meta"]["name"]: Archive(
                 out["meta"]["name"],
@@ -54,7 +54,7 @@ def archives(folder=None):
         }
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ConfigError(f"{folder / 'data.dvc'} cannot be read ({what}): restore it from git") from None
+        raise ConfigError(f"{listed} cannot be read ({what}): restore it from git") from None
 
 
 def archive(name, folder=None):

@@ -66,7 +66,7 @@ def resolved(names, parameters):
     return found
 
 
-def make(knowledge, curriculum="fixed", parameters=None):
+def make(knowledge: list[str], curriculum: str = "fixed", parameters: dict | None = None) -> Method:
     """A Method from names: make(["kd", "srm"], "rco", {"rco": {"delta": 1}}). Raises ConfigError as `resolved` does."""
     if not knowledge:
         raise ConfigError("a method needs at least one kind of knowledge, e.g. knowledge: [kd]")

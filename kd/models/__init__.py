@@ -6,6 +6,8 @@ named there; networks end in a global average, so they take any image large enou
 
 import re
 
+from torch import nn
+
 from kd.errors import ConfigError, nearest
 from kd.models.allcnn import AllCNN
 from kd.models.base import Output, evaluate, name_of, probe, run_networks
@@ -27,7 +29,7 @@ KNOWN = (  # what a misspelt name is compared with; the patterns below take othe
 )  # fmt: skip
 
 
-def build(name, classes, channels=3):
+def build(name: str, classes: int, channels: int = 3) -> nn.Module:
     """A fresh network by name, for `classes` >= 2 classes and images of `channels` >= 1 channels.
 
     resnetD (D = 6n+2; but resnet50 is the bottleneck one), resnetDx4, wrn-D-K (D = 6n+4), vgg8/11/13/16/19,
@@ -74,12 +76,12 @@ def make(name, size):
     raise ConfigError(f"no such network{nearest(name, KNOWN)}; known are such as {', '.join(KNOWN[::4])}")
 
 
-def feature_shapes(network, image_shape):
+def feature_shapes(network: nn.Module, image_shape: tuple[int, int, int]) -> list[tuple[int, int, int]]:
     """[(C, H, W), ...] of the features, for images of shape (C, H, W); a Supernet's at its active width."""
     return [tuple(feature.shape[1:]) for feature in probe(network, image_shape).features]
 
 
-def complexity(network, image_shape):
+def complexity(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[int, int]:
     """(parameters, multiply-adds of one image's forward pass), whole numbers, for images of shape (C, H, W).
 
     Parameters are the learnable ones, whether frozen or not; of a Supernet those that its active width uses.

@@ -71,7 +71,7 @@ def initialise_with_noisy_biases(network):
             nn.init.normal_(module.bias)
 
 
-def name_of(network):
+def name_of(network: nn.Module) -> str:
     """The name that `build` gave, else the class name."""
     return getattr(network, "name", type(network).__name__)
 
@@ -114,7 +114,7 @@ EVALUATION_CHUNK = 128  # images a forward pass without gradients: their maps fi
 
 
 @torch.no_grad()
-def evaluate(network, data, split="test", precision="fp32"):
+def evaluate(network: nn.Module, data, split: str = "test", precision: str = "fp32") -> float:
     """Top-1 accuracy in percent on a split, in eval mode; the network's mode is as before afterwards. nan for an empty split."""
     if len(data.labels[split]) == 0:
         return float("nan")

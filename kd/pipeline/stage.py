@@ -17,7 +17,7 @@ from kd.progress import relayed, say
 from kd.report.claims import decided
 from kd.report.tables import read_results
 from kd.study.parameters import study_parameters
-from kd.study.paths import ROOT, STAGES, executed_path, images_path, notebook_path, reports_path, runs_path
+from kd.study.paths import FILES, ROOT, STAGES, executed_path, images_path, notebook_path, reports_path, runs_path
 from kd.study.search import run_search
 from kd.study.settings import settings
 from kd.study.study import teach_supernet
@@ -118,7 +118,7 @@ def make_pages():
     """Stage pages: today's prose with the last run's outputs, for every notebook that ran, and the claims' verdicts in its tables."""
     profile = study_parameters()["profile"]
     verdicts = partial(decided, lines=read_results(reports_path(profile) / "claims.csv"))
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    for path in sorted((FILES / "notebooks").glob("*.ipynb")):
         executed = executed_path(profile, path.stem).parent.glob(f"{path.stem}*.ipynb")
         for run in sorted(run for run in executed if not run.name.endswith(".failed.ipynb")):
             notebook.merge_prose(path, run, reports_path(profile) / "notebooks" / run.name, path.stem.partition("_")[2], verdicts)

@@ -24,7 +24,7 @@ from kd.statistics import (
     seeds_needed,
     two_sided_p,
 )
-from kd.study.paths import ROOT
+from kd.study.paths import FILES
 from kd.study.tables import check_tables, load_table
 
 SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "cannot tell"
@@ -60,8 +60,8 @@ class ClaimsOfPaper(Section):
 def load_claims():
     """{name: its values, with the paper} of all claims, by paper as the methods are taught. ConfigError for what does not fit."""
     order, found = ("kd", "kr", "srm", "rco", "iekd", "pwkd", "combined"), {}
-    for path in (ROOT / "claims" / f"{stem}.yaml" for stem in order):
-        place = path.relative_to(ROOT).as_posix()
+    for path in (FILES / "claims" / f"{stem}.yaml" for stem in order):
+        place = path.relative_to(FILES).as_posix()
         try:
             values = yaml.safe_load(path.read_text())
         except FileNotFoundError:

@@ -12,7 +12,7 @@ from kd.errors import ConfigError, Positive, PositiveInt, Section, Share, neares
 from kd.methods import CURRICULA, KNOWLEDGE, resolved
 from kd.models import build
 from kd.recipe import Recipe
-from kd.study.paths import ROOT, STAGES
+from kd.study.paths import FILES, ROOT, STAGES
 from kd.study.tables import asked_rows, load_table, table_names
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # it becomes the name of folders, and a word of the commands that DVC gives to the shell
@@ -104,7 +104,7 @@ def check_study(values, name):
         for table in chosen if isinstance(chosen, dict) else ():
             known([table], table_names(stage), f"run.{stage}")
             asked_rows(load_table(table), values)
-    searches = sorted(path.stem for path in (ROOT / "searches").glob("*.yaml"))
+    searches = sorted(path.stem for path in (FILES / "searches").glob("*.yaml"))
     known(values["searches"], searches, "searches")
     known(values["pairs"], ["default", *STAGES, *table_names(), *searches], "pairs")
     if "default" not in values["pairs"]:

@@ -1,9 +1,9 @@
 """Where everything lies: one place for every folder of a study."""
 
 import os
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from kd.places import FILES, ROOT
+
 # the stages that run tables, in the order in which the methods are taught; each has a notebook and a folder of tables/
 STAGES = {
     "kd": "Knowledge distillation",
@@ -43,7 +43,7 @@ def reports_path(profile):
 
 def notebook_path(stage):
     """The notebook of a stage, as it is written: notebooks/04_rco.ipynb for "rco"."""
-    return next((ROOT / "notebooks").glob(f"[0-9][0-9]_{stage}.ipynb"))
+    return next((FILES / "notebooks").glob(f"[0-9][0-9]_{stage}.ipynb"))
 
 
 def scratch_unless_pipeline(path):

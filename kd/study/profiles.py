@@ -22,7 +22,7 @@ from kd.checkpoints import write_atomically
 from kd.data.fetch import archives
 from kd.errors import ConfigError, nearest
 from kd.study.parameters import check_study, parse_value
-from kd.study.paths import ROOT
+from kd.study.paths import FILES, ROOT
 
 HEAD = """\
 # What `dvc repro` runs. Written by `python -m kd use {name}`; from then on yours to edit:
@@ -30,12 +30,12 @@ HEAD = """\
 """
 
 
-def names(root=ROOT):
-    """The names of the profiles, sorted."""
+def names(root=FILES):
+    """The names of the profiles in `root`/profiles, sorted."""
     return sorted(path.stem for path in (Path(root) / "profiles").glob("*.yaml") if path.stem != "base")
 
 
-def compose(name, archive=None, root=ROOT):
+def compose(name, archive=None, root=FILES):
     """The text of params.yaml for the profile `name`; archive: the absolute path of a person's own images, where it reads such.
 
     Raises ConfigError for an unknown profile, a file that is not YAML, and a value or key that no study can have.
@@ -97,7 +97,8 @@ def use(name, archive=None, root=ROOT, prepare=lambda root, profile: None):
     and for an archive that is missing or not asked for.
     """
     root, layout = Path(root), "a folder or .tar archive of train/CLASS/* and test/CLASS/*"
-    text = compose(name, root=root)
+    files = FILES if root == ROOT else root  # differ where the package is installed outside the repository
+    text = compose(name, root=files)
     data = parse_value(text)["data"]["name"]
     if archive and data != "imagefolder":
         raise ConfigError(f"profile {name} reads no archive of yours; --archive goes with the imagefolder profiles")
@@ -107,12 +108,12 @@ def use(name, archive=None, root=ROOT, prepare=lambda root, profile: None):
         path = Path(archive).expanduser()
         if not path.exists():
             raise ConfigError(f"{path} does not exist; give --archive the path of {layout}")
-        text = compose(name, path.resolve(), root)
-    raw = archives(root)[data].path if data in ("cifar10", "cifar100") else None
+        text = compose(name, path.resolve(), files)
+    raw = archives(None if root == ROOT else root)[data].path if data in ("cifar10", "cifar100") else None
     target = root / "params.yaml"
     before = target.read_text(encoding="utf-8", errors="surrogateescape") if target.exists() else text
     prepare(root, name)
-    if before != text and not unedited(before, root):
+    if before != text and not unedited(before, files):
         backups = (root / f"params.yaml.bak{number or ''}" for number in itertools.count())
         backup = next(path for path in backups if not path.exists() or path.read_bytes() == target.read_bytes())
         write_atomically(backup, target.read_bytes())
@@ -123,7 +124,7 @@ def use(name, archive=None, root=ROOT, prepare=lambda root, profile: None):
         print(f"First: python -m kd fetch {data}")
 
 
-def unedited(text, root=ROOT):
+def unedited(text, root=FILES):
     """Whether a params.yaml is word for word what `use` writes for some profile, and so need not be kept."""
     try:
         values = parse_value(text)

@@ -21,7 +21,7 @@ from kd import checkpoints
 from kd.errors import ConfigError, Positive, Section, nearest, several, validated
 from kd.methods import CURRICULA, KNOWLEDGE
 from kd.statistics import interval
-from kd.study.paths import ROOT, reports_path, runs_path
+from kd.study.paths import FILES, reports_path, runs_path
 from kd.study.runs import key_of
 from kd.study.study import Study
 
@@ -40,7 +40,7 @@ class SearchFile(Section):
 
 def names():
     """The searches there are."""
-    return sorted(path.stem for path in (ROOT / "searches").glob("*.yaml"))
+    return sorted(path.stem for path in (FILES / "searches").glob("*.yaml"))
 
 
 def load_search(name):
@@ -48,7 +48,7 @@ def load_search(name):
     if name not in names():
         raise ConfigError(f"unknown search {name!r}{nearest(name, names())}; searches/ has {', '.join(names())}")
     place = f"searches/{name}.yaml"
-    search = yaml.safe_load((ROOT / place).read_text())
+    search = yaml.safe_load((FILES / place).read_text())
     validated(SearchFile, search, place)
     search = {"curriculum": "fixed", **search}
     methods = {*search["knowledge"], search["curriculum"], "recipe"}

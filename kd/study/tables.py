@@ -7,7 +7,7 @@ from pydantic import create_model
 
 from kd.errors import ConfigError, Positive, PositiveInt, Section, nearest, several, validated
 from kd.methods import CURRICULA, KNOWLEDGE
-from kd.study.paths import ROOT, STAGES
+from kd.study.paths import FILES, STAGES
 from kd.study.records import method_name
 
 
@@ -62,7 +62,7 @@ class Table(Section):
 
 def table_paths():
     """{name: path} of every table's file, by stage as the methods are taught: tables/STAGE/NAME.yaml."""
-    return {path.stem: path for stage in STAGES for path in sorted((ROOT / "tables" / stage).glob("*.yaml"))}
+    return {path.stem: path for stage in STAGES for path in sorted((FILES / "tables" / stage).glob("*.yaml"))}
 
 
 def table_names(stage=None):
@@ -78,11 +78,11 @@ def check_tables(asked, place=""):
             raise ConfigError(f"{place}unknown table {name!r}{nearest(name, names)}; tables/ has {', '.join(names)}")
 
 
-def load_table(name):
+def load_table(name: str) -> dict[str, Any]:
     """The table `name` from its file, with its name and stage. Unknown names, keys and repeated rows raise ConfigError."""
     check_tables([name])
     path = table_paths()[name]
-    place = path.relative_to(ROOT).as_posix()
+    place = path.relative_to(FILES).as_posix()
     try:
         table = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,0 +1,49 @@
+"""What type checkers see of the package: the names that __init__.py looks up when they are first used."""
+
+from kd.data import Data as Data
+from kd.data import load_data as load_data
+from kd.errors import ConfigError as ConfigError
+from kd.loggers import logged as logged
+from kd.methods import Curriculum as Curriculum
+from kd.methods import Fixed as Fixed
+from kd.methods import Knowledge as Knowledge
+from kd.methods import Labels as Labels
+from kd.methods import Lesson as Lesson
+from kd.methods import Method as Method
+from kd.methods import Phase as Phase
+from kd.methods import Teachers as Teachers
+from kd.methods import make as make
+from kd.methods.attention import AT as AT
+from kd.methods.dml import DML as DML
+from kd.methods.factor import FT as FT
+from kd.methods.hints import FitNet as FitNet
+from kd.methods.iekd import IEDML as IEDML
+from kd.methods.iekd import IEKD as IEKD
+from kd.methods.kd import KD as KD
+from kd.methods.kr import KR as KR
+from kd.methods.pwkd import PWKD as PWKD
+from kd.methods.rco import RCO as RCO
+from kd.methods.srm import SRM as SRM
+from kd.models import Output as Output
+from kd.models import Supernet as Supernet
+from kd.models import Tapped as Tapped
+from kd.models import build as build
+from kd.models import complexity as complexity
+from kd.models import evaluate as evaluate
+from kd.models import feature_shapes as feature_shapes
+from kd.models.saved import load as load
+from kd.models.saved import save as save
+from kd.pipeline.source import show_source as show_source
+from kd.recipe import Recipe as Recipe
+from kd.report import figures as figures
+from kd.study.study import Study as Study
+from kd.study.tables import load_table as load_table
+from kd.teachers import Route as Route
+from kd.teachers import SubNetworks as SubNetworks
+from kd.teachers import train_route as train_route
+from kd.teachers import train_supernet as train_supernet
+from kd.training import Checkpoint as Checkpoint
+from kd.training import distill as distill
+from kd.training import train as train
+
+__version__: str
