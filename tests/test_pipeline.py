@@ -9,11 +9,14 @@ import subprocess
 import sys
 import sysconfig
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 from pipeline import ROOT, clone, command, counted, edited, environment, hashes, ran, trained
+
+from kd.study.paths import STAGES
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +137,26 @@ def test_a_parameter_reruns_its_stage_and_what_depends_on_it(project):
     with edited(project[0], "params.yaml", "  delta: 0.8", "  delta: 0.7"):
         planned = command(project[0], "dvc", "repro", "--dry")
         assert "rco" in ran(planned) and not {"kd", "kr", "srm", "iekd", "pwkd"} & set(ran(planned))
+
+
+def test_dvc_compares_studies(project):
+    """Metrics, plots and experiments, as a person who knows DVC expects them; the experiment runs in a folder of its own."""
+    folder, _ = project
+    shown = json.loads(command(folder, "dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    assert {Path(name).stem for name in shown} == set(STAGES) and all(found["data"]["KD"] > 0 for found in shown.values())
+    command(folder, "dvc", "plots", "show", "-o", str(folder / "scratch" / "plots"))
+    page = (folder / "scratch" / "plots" / "index.html").read_text()
+    assert page.count('"strokeDash"') == len(STAGES) and '"row": "RCO, one-stage EEI"' in page
+    person = {f"GIT_{who}_{what}": "nobody@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    for words in (("add", "-A"), ("commit", "-qm", "a study")):
+        subprocess.run(["git", *words], cwd=folder, check=True, env=environment(**person))
+    command(folder, "dvc", "exp", "run", "--temp", "-n", "warmer", "-S", "kd.temperature=8.0", "kd", **person)
+    changed = json.loads(command(folder, "dvc", "exp", "diff", "HEAD", "warmer", "--json").stdout)
+    assert changed["params"]["params.yaml"] == {"kd.temperature": {"old": 4.0, "new": 8.0, "diff": 4.0}}
+    assert set(changed["metrics"]["reports/smoke/metrics/kd.json"]) <= {"KD"}
+    columns = command(folder, "dvc", "exp", "show", "--csv").stdout.splitlines()[0].split(",")
+    assert "kd.temperature" in columns and "KD" in columns and "about" not in columns
+    assert ran(command(folder, "dvc", "repro")) == []
 
 
 def test_switching_away_and_back_retrains_nothing(project):

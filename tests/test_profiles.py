@@ -8,7 +8,7 @@ import yaml
 from ruamel.yaml import YAML
 
 from kd.errors import ConfigError
-from kd.study.profiles import compose, names, use
+from kd.study.profiles import about, compose, names, use
 
 ROOT = Path(__file__).resolve().parent.parent
 as_dvc_reads = YAML(typ="safe", pure=True).load
@@ -29,6 +29,11 @@ def project(tmp_path):
     return tmp_path
 
 
+def test_what_a_reader_must_know_stays_in_the_profile():
+    assert all("about" not in as_dvc_reads(compose(name)) for name in names())
+    assert about("digits")[0].startswith("1,000 training images") and about("nothing of the kind") == []
+
+
 def profile(project, text, name="mine"):
     (project / "profiles" / f"{name}.yaml").write_text(text, encoding="utf-8")
     return compose(name, root=project)
@@ -38,8 +43,9 @@ def profile(project, text, name="mine"):
 def test_a_profile_is_the_base_and_what_it_says(name):
     text = compose(name, root=ROOT)
     base, own = (as_dvc_reads((ROOT / "profiles" / f"{file}.yaml").read_text()) for file in ("base", name))
-    assert as_dvc_reads(text) == merged(base, {"profile": name} | own)
-    assert list(as_dvc_reads(text)) == list(base)
+    expected = merged(base, {"profile": name} | own)
+    assert expected.pop("about") == about(name) and as_dvc_reads(text) == expected
+    assert list(as_dvc_reads(text)) == [key for key in base if key != "about"]
 
 
 def test_a_reason_goes_with_its_value(project):

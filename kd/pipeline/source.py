@@ -25,7 +25,7 @@ def program_of_stage(stage):
     rows = [row for name in table_names(stage) for row in load_table(name)["rows"]]
     methods = {method for row in rows for method in (*row.get("knowledge", ["kd"]), row.get("curriculum", "fixed"))}
     compared = {name: claim["contrast"] for name, claim in load_claims().items()}
-    return f"# {stage}\n{code}# claims\n{compared}\n" + program(closure(["kd.study.study", *modules, *map(module_of, sorted(methods))]))
+    return f"# {stage}\n{code}# claims\n{compared}\n" + program(closure(["kd.study.study", "kd.study.metrics", *modules, *map(module_of, sorted(methods))]))
 
 
 def write_programs(folder):

@@ -16,6 +16,7 @@ from kd.pipeline.source import write_programs
 from kd.progress import relayed, say
 from kd.report.claims import decided
 from kd.report.tables import read_results
+from kd.study.metrics import write_metrics
 from kd.study.parameters import study_parameters
 from kd.study.paths import FILES, ROOT, STAGES, executed_path, images_path, notebook_path, reports_path, runs_path
 from kd.study.search import run_search
@@ -100,6 +101,7 @@ def make_runs(stage):
     settings()  # says at once if a device is not there
     shutil.rmtree(runs_path(params["profile"], stage), ignore_errors=True)  # records of an earlier run; the store has them all
     execute(stage, values, notebook_path(stage).stem, stage)
+    write_metrics(params["profile"], stage)
 
 
 def make_tables():

@@ -10,6 +10,7 @@ from kd.report.findings import conclusions
 from kd.report.markdown import grid_of
 from kd.report.summary import controls
 from kd.report.tables import load_records, names, read_results, render
+from kd.study import profiles
 from kd.study.parameters import study_parameters
 from kd.study.paths import STAGES, reports_path, scratch_unless_pipeline, teacher_path
 from kd.study.records import COLUMNS
@@ -90,7 +91,7 @@ def section(name, runs, folder):
 
 def page(params, runs, sections):
     """tables.md: what must be known of the study, contents, sections {table name: Markdown}, columns of results.csv."""
-    about = "".join(f"- {line}\n" for line in params.get("about") or [])
+    about = "".join(f"- {line}\n" for line in profiles.about(params["profile"]))
     contents, chapters = [], []
     for stage, title in STAGES.items():
         if mine := {name: table for name in sections if (table := load_table(name))["stage"] == stage}:

@@ -48,7 +48,6 @@ class Parameters(Section):
     """The sections of params.yaml. What a method's section may hold, the method declares; `recipe` is kd.Recipe's, `data` load_data's."""
 
     profile: str
-    about: several(str)
     data: dict[str, Any]
     recipe: dict[str, Any]
     recipes: dict[str, dict[str, Any]]

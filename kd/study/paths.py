@@ -31,6 +31,16 @@ def runs_path(profile, stage):
     return ROOT / "runs" / profile / stage
 
 
+def metrics_path(profile, stage):
+    """Where the pipeline leaves a stage's metrics, which are committed."""
+    return reports_path(profile) / "metrics" / f"{stage}.json"
+
+
+def curves_path(profile, stage):
+    """Where the pipeline leaves a stage's curves."""
+    return ROOT / "runs" / profile / "curves" / f"{stage}.csv"
+
+
 def executed_path(profile, name):
     """Where the pipeline leaves the executed notebook called `name`, "01_kd" or "00_teacher-resnet20"."""
     return ROOT / "runs" / profile / "notebooks" / f"{name}.ipynb"

@@ -50,17 +50,24 @@ def compose(name, archive=None, root=FILES):
     if not isinstance(own, CommentedMap):
         raise ConfigError(f"profiles/{name}.yaml must hold a mapping, of what differs from profiles/base.yaml")
     merge(base, own)
+    base.pop("about", None)  # for readers; no parameter, and too long for a column of `dvc exp show`
     base["profile"] = name
     if archive:
         base["data"]["source"] = base["data"]["watch"] = DoubleQuotedScalarString(archive)
     found = io.StringIO()
     yaml.dump(base, found)
-    about = re.match(r"(#.*\n)+", text)  # what the profile says of itself
+    head = re.match(r"(#.*\n)+", text)  # what the profile says of itself
     body = re.sub(r"^(#.*\n)+", "", found.getvalue())
     body = re.sub(r"(?m)(\S) {2,}(# .*)$", r"\1 \2", body)  # one space before a comment, whatever was longer in the base
-    body = f"{HEAD.format(name=name)}{'#' + chr(10) + about[0] if about else ''}{body}"
+    body = f"{HEAD.format(name=name)}{'#' + chr(10) + head[0] if head else ''}{body}"
     check_study(parse_value(body), f"profiles/{name}.yaml")
     return body
+
+
+def about(name, root=FILES):
+    """What a reader must know of a study of the profile `name`, a list of texts; empty without a file of that name."""
+    path = Path(root) / "profiles" / f"{name}.yaml"
+    return (parse_value(path.read_text(encoding="utf-8")).get("about") or []) if path.exists() else []
 
 
 def round_trip():
