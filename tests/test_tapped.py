@@ -84,14 +84,16 @@ def test_wrong_layouts(layout, words):
         Tapped(torchvision.models.resnet18(), ["layer1"], layout)
 
 
-def learns(teacher, student_layer="layer2"):
-    """Whether a small student learns something finite from a teacher's features and logits."""
+def learns(network):
+    """Whether something finite is learnt from a network's features and logits, and by it from another's."""
+    other = Tapped(torchvision.models.resnet18(num_classes=2), ["layer2"])
+    return taught(other, network) and taught(network.requires_grad_(True), other)
+
+
+def taught(student, teacher):
     data = Data("photos", ("a", "b"), *photos(), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    student = Tapped(torchvision.models.resnet18(num_classes=2), [student_layer])
-    before = tiny.snapshot(student)
-    result = distill(
-        student, KD() + FitNet() + AT(taps="last"), teacher, data, Recipe(epochs=1, batch_size=4, learning_rate=0.01)
-    )
+    before, method = tiny.snapshot(student), KD() + FitNet() + AT(taps="last")
+    result = distill(student, method, teacher, data, Recipe(epochs=1, batch_size=4, learning_rate=0.01))
     return tiny.changed(student, before) and all(math.isfinite(value) for value in result.last["loss"].values())
 
 
@@ -109,7 +111,7 @@ def photos(side=64):
         ("vit_b_16", ["encoder.layers.encoder_layer_5"], [(768, 4, 4)]),  # 17 tokens
     ],
 )
-def test_torchvisions_transformers_and_convnext_teach(name, layers, shapes):
+def test_torchvisions_transformers_and_convnext_teach_and_learn(name, layers, shapes):
     size = {"image_size": 64} if name.startswith("vit") else {}
     teacher = Tapped(getattr(torchvision.models, name)(num_classes=2, **size), layers)
     assert feature_shapes(teacher, (3, 64, 64)) == shapes
@@ -126,7 +128,7 @@ def test_torchvisions_transformers_and_convnext_teach(name, layers, shapes):
         ("vit_tiny_patch16_224", ["blocks.2", "blocks.11"], [(192, 4, 4), (192, 4, 4)], {"img_size": 64}),
     ],
 )
-def test_timms_networks_teach(name, layers, shapes, more):
+def test_timms_networks_teach_and_learn(name, layers, shapes, more):
     timm = pytest.importorskip("timm")
     teacher = Tapped(timm.create_model(name, num_classes=2, **more), layers)
     assert feature_shapes(teacher, (3, 64, 64)) == shapes
@@ -147,7 +149,7 @@ def test_timms_networks_teach(name, layers, shapes, more):
         ("ConvNext", {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}, r"stages\.1", [(16, 8, 8)]),
     ],
 )
-def test_hugging_faces_networks_teach(model, size, layer, shapes):
+def test_hugging_faces_networks_teach_and_learn(model, size, layer, shapes):
     transformers = pytest.importorskip("transformers")
     configuration = getattr(transformers, f"{model}Config")(num_labels=2, image_size=64, **size)
     network = getattr(transformers, f"{model}ForImageClassification")(configuration)
