@@ -7,13 +7,16 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 
-.PHONY: repro test lint bench site setup
+.PHONY: repro test torture lint bench site setup
 
 repro: setup
 	@$(BIN)/python -m kd repro
 
 test: setup
 	@$(BIN)/python -m pytest
+
+torture: setup
+	@$(BIN)/python -m pytest -m slow
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -2,11 +2,11 @@
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
+from kd import processes
 from kd.errors import ConfigError
 from kd.places import INSTALLED
 from kd.study.paths import ROOT
@@ -131,9 +131,16 @@ def command_repro(options):
     profile = study_parameters()["profile"]
     # stages call `python`: it must be this one, also when no environment is activated
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    done = subprocess.run([sys.executable, "-m", "dvc", "repro", *options.targets], cwd=ROOT, env={**os.environ, "PATH": path})
-    if done.returncode:
-        sys.exit(done.returncode)
+    with processes.alone(ROOT / ".dvc" / "tmp" / "repro.lock", "another repro"):
+        arguments = [sys.executable, "-m", "dvc", "repro", *options.targets]
+        dvc = subprocess.Popen(arguments, cwd=ROOT, env={**os.environ, "PATH": path}, preexec_fn=processes.end_with_parent_gently)
+        try:
+            code = dvc.wait()
+        except KeyboardInterrupt:
+            processes.end_children(lowest_first=True)
+            raise
+    if code:
+        sys.exit(code if code > 0 else 128 - code)
     print(f"\n{summary_screen(profile)}")
 
 
@@ -187,8 +194,6 @@ def parser():
 
 
 def main():
-    # a stage that DVC or a batch system terminates must stop its workers and kernels as Ctrl-C does
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = parser().parse_args()
     try:
         if INSTALLED and options.command in OF_THE_REPOSITORY:
@@ -199,9 +204,12 @@ def main():
     except ConfigError as problem:
         print(f"kd: {problem}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("kd: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stopped:
+        processes.end_children()
+        print("kd: stopped; the same command goes on from here", file=sys.stderr, flush=True)
+        code = 128 + getattr(stopped, "number", 2)  # as shells say it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP
+        # a library that was broken off in the middle has much to say at Python's own end, and nothing is left to do there
+        os._exit(code) if hasattr(stopped, "number") else sys.exit(code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -211,4 +219,8 @@ def main():
 
 
 if __name__ == "__main__":
+    processes.begin_alike()
+    processes.end_on_signals()
+    if os.environ.get("DVC_STAGE"):  # so that DVC is the parent: the variable is its own
+        processes.end_with_dvc()
     main()

@@ -1,13 +1,16 @@
 """Files of weights: one safetensors file each, never pickle, written whole or not at all.
 
 Tensors lie in the file's body; everything else (positions, histories) is JSON in its header, under one key, so that the
-same content gives the same bytes.
+same content gives the same bytes. Beside it the header states a checksum, `md5`: that of the file as it is without this
+entry. Whoever loads a file compares it first, so that a flipped bit is never taken for a weight.
 """
 
 import json
 import os
+import re
 import shutil
 import time
+from contextlib import contextmanager
 from hashlib import md5
 from pathlib import Path
 
@@ -16,6 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from kd.errors import ConfigError
+
+HEADER = b'{"__metadata__":{'  # how a header with metadata begins, behind the 8 bytes that hold its length
+CHECKSUM = b'"md5":"%s",       '  # 48 bytes: a header's length is a multiple of 8, and spaces mean nothing in JSON
+WITH_CHECKSUM = re.compile(rb'.{8}\{"__metadata__":\{"md5":"([0-9a-f]{32})", {7}', re.DOTALL)
+REMEDY = "delete it and run `dvc repro` again"
 
 
 def pack(state):
@@ -75,6 +83,47 @@ def write_atomically(path, content):
         temporary.unlink(missing_ok=True)
 
 
+def with_checksum(content):
+    """The bytes of a safetensors file with metadata, with the md5 of themselves in its header; as they are if they have one."""
+    if WITH_CHECKSUM.match(content):
+        return content
+    entry, begin = CHECKSUM % md5(content).hexdigest().encode(), 8 + len(HEADER)
+    length = int.from_bytes(content[:8], "little") + len(entry)
+    return b"".join([length.to_bytes(8, "little"), content[8:begin], entry, memoryview(content)[begin:]])
+
+
+def checksums(path):
+    """(the md5 that a file states in its header, the md5 of all the rest); the first is None where it states none."""
+    with open(path, "rb") as file:
+        begin = file.read(8 + len(HEADER) + len(CHECKSUM % (b"0" * 32)))
+        stated = WITH_CHECKSUM.match(begin)
+        if stated:
+            length = (int.from_bytes(begin[:8], "little") - (len(begin) - 8 - len(HEADER))) % 2**64
+            begin = length.to_bytes(8, "little") + HEADER
+        digest = md5(begin)
+        while block := file.read(2**20):
+            digest.update(block)
+    return stated and stated[1].decode(), digest.hexdigest()
+
+
+def fault(path):
+    """What is wrong with a file of weights, as words to follow its name; None if it is there and right.
+
+    A file of another run or network is no fault: what a file is of, `load_state` asks.
+    """
+    try:
+        stated, found = checksums(path)
+    except FileNotFoundError:
+        return "is missing"
+    except IsADirectoryError:
+        return "is a folder, not a file of weights"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if stated is None:
+        return "has no checksum: its beginning is damaged, or an older kd wrote it"
+    return None if stated == found else f"is damaged (its md5 is {found}, and it states {stated})"
+
+
 def save_state(path, state, **about):
     """Save a nest of tensors and JSON values. `about`: what it is (network=, data=, ...), checked when it is loaded."""
     tensors, skeleton = pack(state)
@@ -86,39 +135,45 @@ def save_state(path, state, **about):
         if tensor.numel() and pointer in seen:
             tensors[name] = tensor.clone()
         seen.add(pointer)
-    write_atomically(path, save(tensors, metadata={"kd": header}))
+    write_atomically(path, with_checksum(save(tensors, metadata={"kd": header})))
 
 
 def load_state(path, device="cpu", **expected):
     """The state saved at `path`, its tensors on `device`.
 
-    Raises ConfigError when the file is missing, truncated, no file of ours, or when what `expected` asks for
-    (network="resnet20", ...) is not what the file says of itself.
+    Raises ConfigError when the file is missing, truncated, damaged or without a checksum, no file of ours, or when what
+    `expected` asks for (network="resnet20", ...) is not what the file says of itself.
     """
     path = Path(path)
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            header = json.loads((file.metadata() or {})["kd"])
-            check_about(path, header["about"], expected)
-            return unpack({name: file.get_tensor(name) for name in file.keys()}, header["state"])
-    except FileNotFoundError:
-        raise ConfigError(f"{path} is missing; run the stage that makes it (`dvc repro`)") from None
-    except (SafetensorError, ValueError) as error:
-        raise ConfigError(f"{path} is truncated or damaged ({error}); delete it and run `dvc repro` again") from None
-    except KeyError:
-        raise ConfigError(f"{path} is a safetensors file, but not one that kd wrote; give one that kd saved") from None
+    with opened(path, str(device)) as (file, header):
+        if problem := fault(path):
+            raise ConfigError(f"{path} {problem}; {REMEDY}")
+        check_about(path, header["about"], expected)
+        return unpack({name: file.get_tensor(name) for name in file.keys()}, header["state"])
 
 
 def about(path):
-    """What a file says of itself, without reading its tensors. Raises ConfigError as `load_state` does."""
+    """What a file says of itself, without reading its tensors or comparing its checksum. Raises ConfigError as `load_state` does."""
+    with opened(Path(path)) as (_, header):
+        return header["about"]
+
+
+@contextmanager
+def opened(path, device="cpu"):
+    """(a safetensors file, the JSON in its header). ConfigError for a path that is no whole file of kd's."""
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder, not a file of weights; give a file in it")
     try:
-        with safe_open(Path(path), framework="pt") as file:
-            return json.loads(file.metadata()["kd"])["about"]
+        with safe_open(path, framework="pt", device=device) as file:
+            yield file, json.loads((file.metadata() or {})["kd"])
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing; run the stage that makes it (`dvc repro`)") from None
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        reason = f"{path} is not a whole file of kd's ({error})"
-        raise ConfigError(f"{reason}; delete it and run `dvc repro` again") from None
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is truncated or damaged ({error}); {REMEDY}") from None
+    except KeyError:
+        raise ConfigError(f"{path} is a safetensors file, but not one that kd wrote; give one that kd saved") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error}); mend its permissions or give another") from None
 
 
 class Checkpoint:
@@ -179,9 +234,8 @@ def load_weights(network, weights, path):
 
 
 def file_md5(path):
-    """The md5 of a file's bytes, in hexadecimal."""
-    digest = md5()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    """The md5 of a file's bytes, in hexadecimal; of a file that states a checksum, that of all the rest.
+
+    So a file of weights has the md5 that records name it by, whether a kd wrote it that gave it a checksum or an older one.
+    """
+    return checksums(path)[1]

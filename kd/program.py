@@ -14,7 +14,9 @@ from kd.errors import ConfigError
 
 PACKAGE = Path(__file__).resolve().parent
 # What these modules hold decides no result: messages, how files are written, where they lie, the machine's settings.
-NO_RESULT = ("kd.checkpoints", "kd.errors", "kd.places", "kd.program", "kd.progress", "kd.study.paths", "kd.study.settings")
+NO_RESULT = (
+    "kd.checkpoints", "kd.errors", "kd.places", "kd.processes", "kd.program", "kd.progress", "kd.study.paths", "kd.study.settings",
+)  # fmt: skip
 FSTRING_MIDDLE = getattr(tokenize, "FSTRING_MIDDLE", None)  # from Python 3.12 on
 
 

@@ -1,5 +1,8 @@
 """Files of weights: whole or absent, the same content the same bytes, anything else refused by name."""
 
+import json
+from hashlib import md5
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -90,3 +93,39 @@ def test_too_little_disk_is_said_before_writing(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="too little disk"):
         checkpoints.write_atomically(tmp_path / "x", "new")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_flipped_bit_is_seen(tmp_path):
+    path = tmp_path / "x.safetensors"
+    checkpoints.save_state(path, {"w": torch.ones(3)}, network="cnn3x4")
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        harmed = bytearray(whole)
+        harmed[place] ^= 1 << place % 8
+        path.write_bytes(harmed)
+        assert checkpoints.fault(path), f"byte {place}"
+    path.write_bytes(harmed)  # of the weights: nothing else would notice
+    with pytest.raises(ConfigError, match=r"x.safetensors is damaged \(its md5 is .*; delete it"):
+        checkpoints.load_state(path)
+
+
+def test_a_file_of_an_older_kd_is_refused_and_has_the_same_name_in_records(tmp_path):
+    from safetensors.torch import load_file, save
+
+    path = tmp_path / "x.safetensors"
+    checkpoints.save_state(path, {"w": torch.ones(3)}, network="cnn3x4")
+    header = json.dumps({"about": {"network": "cnn3x4"}, "state": {"dict": [["w", {"tensor": "/w"}]]}}, sort_keys=True)
+    old = save(load_file(path), metadata={"kd": header})
+    assert checkpoints.with_checksum(old) == path.read_bytes() == checkpoints.with_checksum(path.read_bytes())
+    named = checkpoints.file_md5(path)
+    path.write_bytes(old)
+    assert checkpoints.file_md5(path) == named == md5(old).hexdigest()
+    with pytest.raises(ConfigError, match=r"has no checksum: its beginning is damaged, or an older kd wrote it; delete it"):
+        checkpoints.load_state(path)
+
+
+def test_a_folder_is_no_file_of_weights(tmp_path):
+    for read in (checkpoints.load_state, checkpoints.about):
+        with pytest.raises(ConfigError, match="is a folder, not a file of weights"):
+            read(tmp_path)
+    assert "folder" in checkpoints.fault(tmp_path) and checkpoints.fault(tmp_path / "none") == "is missing"

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from kd import program
+from kd import checkpoints, program
 from kd.study import store
 from kd.study.clean import clean
 
@@ -83,3 +83,31 @@ def test_a_method_is_of_its_own_runs_program_alone(monkeypatch):
     assert [a != b for a, b in zip(before, change("kd.training"), strict=True)] == [True, True]
     assert [a != b for a, b in zip(before, change("kd.report.figures"), strict=True)] == [False, False]
     store.training_md5.cache_clear()
+
+
+def test_damaged_weights_and_records_are_named_and_made_anew(empty, capsys):
+    store.save("p1", record(), {}, {"student": {"w": torch.ones(2)}})
+    weights, entry = empty / "p1" / "k1.weights.safetensors", empty / "p1" / "k1.json"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x07")
+    assert store.load("p1", "k1") and store.load("p1", "k1", weights=True) is None and not weights.exists()
+    assert "k1.weights.safetensors is damaged" in capsys.readouterr().err
+    entry.write_text(entry.read_text().replace("93.0", "98.0"))
+    assert store.load("p1", "k1") is None and "k1.json is damaged" in capsys.readouterr().err
+
+
+def test_weights_of_an_older_kd_are_kept_where_dvc_knows_them(empty, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    store.save("p1", record(), {}, {"student": {"w": torch.ones(2)}})
+    path = empty / "p1" / "k1.weights.safetensors"
+    new = path.read_bytes()
+    begin = 8 + len(checkpoints.HEADER)
+    old = (int.from_bytes(new[:8], "little") - 48).to_bytes(8, "little") + new[8:begin] + new[begin + 48 :]
+    md5 = checkpoints.file_md5(path)
+    path.write_bytes(old)
+    kept = tmp_path / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(old)
+    assert store.load("p1", "k1", weights=True) and path.read_bytes() == new
+    path.write_bytes(old)
+    kept.unlink()
+    assert store.load("p1", "k1", weights=True) is None and "has no checksum" in capsys.readouterr().err

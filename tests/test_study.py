@@ -84,3 +84,13 @@ def test_a_teacher_has_milestones_of_its_own(given):
     assert checkpoints.about(paths.teacher_path("made_up", "route", "cnn3x4"))["recipe"]["milestones"] == [0.25]
     route(milestones=None)
     assert checkpoints.about(paths.teacher_path("made_up", "route", "cnn3x4"))["recipe"]["milestones"] == [0.5]
+
+
+def test_a_damaged_route_is_named_and_made_anew(given, root, capsys):
+    given()
+    first = route()
+    (kept,) = (root / "store").glob("*/route-*.safetensors")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert route() == first and kept.read_bytes() == whole
+    assert "is damaged" in capsys.readouterr().err

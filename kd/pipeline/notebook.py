@@ -23,6 +23,7 @@ from nbformat import v4
 from kd.checkpoints import write_atomically
 from kd.errors import ConfigError
 from kd.pipeline.parameters import checked, tags
+from kd.processes import same_environment, temporary_folder, without_python_variables
 from kd.progress import relayed
 from kd.study.paths import ROOT
 
@@ -226,40 +227,54 @@ def _kernel(environment):
 
     Yields a temporary folder; the kernel's environment is ours, the given one and what is here, the later first.
     """
-    before = os.environ.get("JUPYTER_PATH")
-    with tempfile.TemporaryDirectory(prefix="kd-") as folder:
+    with temporary_folder() as folder:
         variables = {
+            **without_python_variables(os.environ),
+            **same_environment(),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-            "PYTHONHASHSEED": "0",
-            "PYTHONSTARTUP": "",
-            "PYTHONWARNINGS": "",
             "IPYTHONDIR": f"{folder}/ipython",
             "MATPLOTLIBRC": os.devnull,
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            "TMPDIR": str(folder),
+            # matplotlib says so, in the page, where it can keep nothing in the user's folder
+            **({} if os.access(Path.home(), os.W_OK) else {"MPLCONFIGDIR": f"{folder}/matplotlib"}),
             **environment,
             "KD_PROGRESS": f"{folder}/progress",
         }
         kernel = {
             "display_name": "Python 3",
             "language": "python",
-            "argv": [sys.executable, "-m", "ipykernel_launcher", "--log-level=CRITICAL", "-f", "{connection_file}"],
+            "argv": [sys.executable, "-m", "kd.pipeline.kernel", "--log-level=CRITICAL", "-f", "{connection_file}"],
             # doubled, because Jupyter expands $NAME
             "env": {key: str(value).replace("$", "$$") for key, value in variables.items()},
         }
         write_atomically(f"{folder}/kernels/python3/kernel.json", json.dumps(kernel))
-        os.environ["JUPYTER_PATH"] = folder
-        try:
-            yield Path(folder)
-        finally:
-            del os.environ["JUPYTER_PATH"]
-            os.environ.update({"JUPYTER_PATH": before} if before is not None else {})
+        # where Jupyter finds that kernel, and keeps the file by which the two talk
+        with _variables(JUPYTER_PATH=str(folder), JUPYTER_RUNTIME_DIR=f"{folder}/runtime"):
+            before, tempfile.tempdir = tempfile.tempdir, str(folder)
+            try:
+                yield folder
+            finally:
+                tempfile.tempdir = before
+
+
+@contextmanager
+def _variables(**values):
+    """Environment variables for as long as the block runs."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @contextmanager
 def _stoppable():
     """SIGTERM stops as Ctrl-C does, so that the kernel ends too and nothing half written stays."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python lets only the main thread choose
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield  # Python lets only the main thread choose; the command line has chosen already
         return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

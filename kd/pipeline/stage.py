@@ -3,7 +3,6 @@
 import os
 import shutil
 import sys
-import tempfile
 from contextlib import contextmanager
 from functools import partial
 
@@ -13,6 +12,7 @@ from kd.errors import ConfigError, nearest
 from kd.pipeline import notebook
 from kd.pipeline.parameters import checked, declared
 from kd.pipeline.source import write_programs
+from kd.processes import alone, sweep_files, temporary_folder
 from kd.progress import relayed, say
 from kd.report.claims import decided
 from kd.report.tables import read_results
@@ -27,26 +27,30 @@ from kd.teachers import SubNetworks
 
 def run_stage(name, item=None):
     """Run one stage of dvc.yaml. item: which network (teacher, supernet) or which search. Raises ConfigError for what does not fit."""
-    alone = {"data": make_data, "code": make_programs, "tables": make_tables, "pages": make_pages}
+    as_a_whole = {"data": make_data, "code": make_programs, "tables": make_tables, "pages": make_pages}
     of_items = {"teacher": make_teacher, "supernet": make_supernet, "search": make_search}
-    known = [*alone, *of_items, *STAGES]
+    known = [*as_a_whole, *of_items, *STAGES]
     if name not in known:
         raise ConfigError(f"unknown stage {name!r}{nearest(name, known)}; there are {', '.join(known)}")
     if (name in of_items) != (item is not None):
         raise ConfigError(f"stage {name} is run {'for one network or search, which must be named' if name in of_items else 'as a whole: no name behind it'}")
     os.environ["KD_PIPELINE"] = "1"  # for this process and the notebook's kernel
-    if name in STAGES:
-        make_runs(name)
-    elif item is None:
-        alone[name]()
-    else:
-        of_items[name](item)
+    title = f"{name}-{item}" if item else name
+    with alone(ROOT / ".dvc" / "tmp" / f"stage-{title}.lock", f"stage {title}"):
+        for folder in ("build", "models", "reports", "runs", "store"):
+            sweep_files(ROOT / folder)
+        if name in STAGES:
+            make_runs(name)
+        elif item is None:
+            as_a_whole[name]()
+        else:
+            of_items[name](item)
 
 
 @contextmanager
 def watched(title):
     """Show what this process reports and counts as `notebook.run` shows a kernel's."""
-    with tempfile.TemporaryDirectory(prefix="kd-") as folder:
+    with temporary_folder() as folder:
         os.environ["KD_PROGRESS"] = f"{folder}/progress"
         try:
             with relayed(os.environ["KD_PROGRESS"], sys.stderr, title):

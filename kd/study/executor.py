@@ -3,16 +3,20 @@
 import heapq
 import math
 import os
+import signal
 import threading
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context, parent_process
 
 import torch
 
+from kd.checkpoints import fault
 from kd.errors import ConfigError
 from kd.loggers import logged, logger_asked
+from kd.processes import end_with_parent
 from kd.progress import report, say
 from kd.side_by_side import Shared, Track, side_by_side
 from kd.study import store
@@ -58,6 +62,8 @@ def run_parallel(wanted, title, known=()):
             try:
                 for future in as_completed(futures):
                     future.result()
+            except BrokenProcessPool:
+                raise ConfigError("a worker process was ended, by a signal or for want of memory; the same command goes on from here") from None
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -100,6 +106,8 @@ def begin_worker(messages, threads):
     """What a worker process does first."""
     global MESSAGES
     MESSAGES = messages
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is answered by the process that started this one
+    end_with_parent()
     torch.set_num_threads(threads)
 
     def leave_with_parent():
@@ -116,6 +124,9 @@ def train_in_worker(task, device):
     for run, paths, keep_weights in task:
         key, program = key_of(run), store.program_of_run(run)
         checkpoint = Checkpoint(f"{store.place(program, key)}.running.safetensors", run=key)
+        if checkpoint.path.exists() and (problem := fault(checkpoint.path)):
+            MESSAGES.put(f"{checkpoint.path} {problem}; the run begins anew")
+            checkpoint.remove()
         shared = data[run["images_per_class"]]
         try:
             training = begin_run(run, paths, shared, device, checkpoint=checkpoint, ask=shared.ask)

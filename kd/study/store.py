@@ -8,6 +8,9 @@
 PROGRAM is the md5 of the program that trains (kd/program.py), KEY that of everything else that determines the run. So nothing is ever
 invalidated: what has changed has another name. The store is no output of DVC's, which deletes outputs before a stage begins; what a
 stage takes from it is copied into the stage's output, and what DVC has kept of that, here or on a remote, is taken back into an empty store.
+
+What is damaged is named, removed and made anew. A file of weights that an older kd wrote, without a checksum, gets one if DVC's cache holds
+the same bytes, for then they are known to be right; else it is made anew as well.
 """
 
 import json
@@ -19,7 +22,9 @@ from pathlib import Path
 
 from kd import checkpoints
 from kd.methods import CURRICULA, KNOWLEDGE
+from kd.processes import alone
 from kd.program import closure, program
+from kd.progress import say
 from kd.study.paths import ROOT, STAGES, runs_path
 
 STORE = ROOT / "store"
@@ -49,15 +54,47 @@ def place(program, key):
     return STORE / program / key
 
 
+def whole(path):
+    """Whether a file or folder of weights is there and right throughout; one that is not is named and removed, to be made anew."""
+    for file in path.glob("*.safetensors") if path.is_dir() else [path] if path.exists() else []:
+        problem = checkpoints.fault(file)
+        if problem and in_cache_of_dvc(checkpoints.file_md5(file)) and checkpoints.checksums(file)[0] is None:
+            checkpoints.write_atomically(file, checkpoints.with_checksum(file.read_bytes()))
+        elif problem:
+            say(f"{file} {problem}; it is made anew")
+            remove([path])
+            return False
+    return path.exists()
+
+
+def one_at_a_time():
+    """A context in which this process alone trains into the store: what another one has just trained need not be trained again."""
+    return alone(STORE / "training.lock", "another training", waiting=say)
+
+
+def in_cache_of_dvc(md5):
+    """Whether DVC has kept content of this md5 here."""
+    return (ROOT / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]).exists()
+
+
 def load(program, key, weights=False):
     """{"record", "machine"} of a finished run, or None: not known, damaged, or without the weights that are asked for."""
     stem = place(program, key)
     try:
         entry = json.loads(Path(f"{stem}.json").read_text())
-        found = entry if entry["record"]["key"] == key and isinstance(entry["machine"], dict) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        stated, record = entry.pop("md5", None), entry["record"]
+        right = record["key"] == key and isinstance(entry["machine"], dict) and stated in (None, md5_of(record))  # None: an older kd's
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return found if not weights or Path(f"{stem}.weights.safetensors").exists() else None
+    if not right:
+        say(f"{stem}.json is damaged; its run is made anew")
+        return None
+    return entry if not weights or whole(Path(f"{stem}.weights.safetensors")) else None
+
+
+def md5_of(record):
+    """md5 of what a record says, in hexadecimal."""
+    return md5(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def save(program, record, machine, weights=None):
@@ -65,8 +102,13 @@ def save(program, record, machine, weights=None):
     stem = place(program, record["key"])
     if weights is not None:
         checkpoints.save_state(f"{stem}.weights.safetensors", weights, run=record["key"], network=record["run"]["student"])
-    checkpoints.write_atomically(f"{stem}.json", json.dumps({"record": {**record, "program": program}, "machine": machine}))
+    write_entry(stem, {**record, "program": program}, machine)
     Path(f"{stem}.running.safetensors").unlink(missing_ok=True)
+
+
+def write_entry(stem, record, machine):
+    """Write what `load` reads."""
+    checkpoints.write_atomically(f"{stem}.json", json.dumps({"record": record, "machine": machine, "md5": md5_of(record)}))
 
 
 def files_of_dvc():
@@ -103,8 +145,8 @@ def absorb(profile):
             weights = read_from_dvc(files, f"{folder}/{key}.safetensors") if record["run"]["seed"] == 0 else None
             if program and not load(program, key, weights=weights is not None):
                 if weights is not None:
-                    checkpoints.write_atomically(f"{place(program, key)}.weights.safetensors", weights)
-                checkpoints.write_atomically(f"{place(program, key)}.json", json.dumps({"record": record, "machine": {}}))
+                    checkpoints.write_atomically(f"{place(program, key)}.weights.safetensors", checkpoints.with_checksum(weights))
+                write_entry(place(program, key), record, {})
                 found += 1
     return found
 
@@ -118,7 +160,7 @@ def absorb_teacher(path, about):
         return
     if stated == about and (weights := read_from_dvc(files, name)):
         stem = place(about["program"], about["key"])
-        checkpoints.write_atomically(f"{stem}.safetensors", weights)
+        checkpoints.write_atomically(f"{stem}.safetensors", checkpoints.with_checksum(weights))
         checkpoints.write_atomically(f"{stem}.json", json.dumps(about))
 
 
@@ -152,7 +194,7 @@ def remove(paths):
     """Remove files and folders, and the program's folder once it is empty."""
     for path in paths:
         if path.is_dir():
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
         if not any(path.parent.iterdir()):

@@ -41,13 +41,17 @@ def teach(kind, network, recipe, train, start=None, **values):
     target = scratch_unless_pipeline(teacher_path(profile, kind, network))
     stem, about = store.place(program, key), {"profile": profile, "network": network, "key": key, "program": program}
     kept, resume = Path(f"{stem}.safetensors"), Path(f"{stem}.running")
-    if not kept.exists():
+    if not store.whole(kept):
         store.absorb_teacher(teacher_path(profile, kind, network), about)
-    known = kept.exists()
+    known = store.whole(kept)
     if not known:
-        train(network, data, recipe, path=kept, resume=resume, report=lambda text: report(f"{network}: {text}"), **values)
-        checkpoints.write_atomically(f"{stem}.json", json.dumps(about))
-        shutil.rmtree(resume, ignore_errors=True)
+        with store.one_at_a_time():
+            known = kept.exists()  # meanwhile another process has trained it
+            if not known:
+                store.whole(resume)  # else the training begins anew
+                train(network, data, recipe, path=kept, resume=resume, report=lambda text: report(f"{network}: {text}"), **values)
+                checkpoints.write_atomically(f"{stem}.json", json.dumps(about))
+                shutil.rmtree(resume, ignore_errors=True)
     count(int(not known), int(known))
     checkpoints.write_atomically(target, kept.read_bytes())
     checkpoints.write_atomically(target.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
@@ -212,14 +216,18 @@ class Study:
         if len(found) < len(wanted) and store.absorb(self.profile):
             found = self.known(wanted)
         missing = {key: item for key, item in wanted.items() if key not in found}
+        if missing:
+            with store.one_at_a_time():
+                found |= self.known(missing)  # of another process, which has trained them meanwhile
+                missing = {key: item for key, item in missing.items() if key not in found}
+                if missing:
+                    timed = [(entry["record"], entry["machine"]["seconds"]) for entry in found.values() if "seconds" in entry["machine"]]
+                    known = [(record["run"], len(record["curve"]), seconds) for record, seconds in timed]
+                    run_parallel(list(missing.values()), self.stage, known)
+                found |= self.known(missing)
         fresh = {key for key in wanted if key not in self.counted}
         count(len(fresh & missing.keys()), len(fresh - missing.keys()))
         self.counted |= fresh
-        if missing:
-            timed = [(entry["record"], entry["machine"]["seconds"]) for entry in found.values() if "seconds" in entry["machine"]]
-            known = [(record["run"], len(record["curve"]), seconds) for record, seconds in timed]
-            run_parallel(list(missing.values()), self.stage, known)
-            found |= self.known(missing)
         return {key: entry["record"] for key, entry in found.items()}
 
     @staticmethod
@@ -232,7 +240,7 @@ class Study:
         """Write this stage's records, rows and weights, each file whole."""
         for key, record in self.records.items():
             weights, target = Path(f"{store.place(record['program'], key)}.weights.safetensors"), self.folder / f"{key}.safetensors"
-            if record["run"]["seed"] == 0 and weights.exists() and not target.exists():
+            if record["run"]["seed"] == 0 and weights.exists() and checkpoints.fault(target):
                 checkpoints.write_atomically(target, weights.read_bytes())
         lines = [json.dumps(self.records[key], sort_keys=True) for key in sorted(self.records)]
         checkpoints.write_atomically(self.folder / "records.jsonl", "".join(line + "\n" for line in lines))
