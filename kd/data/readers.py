@@ -6,9 +6,10 @@ import io
 import json
 import os
 import pickle
+import pickletools
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -19,10 +20,14 @@ from tqdm import tqdm
 from kd.data.dataset import Data
 from kd.data.fetch import IMAGES, files_in, source_of
 from kd.errors import ConfigError, NonNegativeInt, Positive, PositiveInt, checked, nearest, several
+from kd.processes import alone
+from kd.progress import say
 
 NAMES = ("digits", "cifar10", "cifar100", "imagefolder")
 
 
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # what kd.data.fetch.IMAGES are; others can start programs
+MOST_PIXELS = 1 << 26  # of an image: as much as the largest cameras make
 FORMAT = 1  # raise it when the same archive decodes to other tensors: older caches are then left alone
 
 
@@ -75,10 +80,16 @@ def load_data(
             with suppress(ConfigError):  # a damaged cache is no harm: it is made again
                 data = Data.open(kept)
         if data is None:
-            content = _imagefolder(source, size) if name == "imagefolder" else _cifar(name, source)
-            data = _data(name, *content, validation)
-            if kept:
-                data.save(kept)
+            # a second process that decodes the same waits, and finds the tensors there
+            with alone(kept.with_name(f".{kept.name}.lock"), f"another reading of {source}", waiting=say) if kept else nullcontext():
+                if kept and kept.exists():
+                    with suppress(ConfigError):
+                        data = Data.open(kept)
+                if data is None:
+                    content = _imagefolder(source, size) if name == "imagefolder" else _cifar(name, source)
+                    data = _data(name, *content, validation)
+                    if kept:
+                        data.save(kept)
     padding = data.image_shape[1] // 8 if padding is None else padding
     if not 0 <= padding < data.image_shape[1]:
         raise ConfigError(f"padding={padding}: 0 to {data.image_shape[1] - 1} pixels")
@@ -153,6 +164,13 @@ class _ArraysOnly(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}, only numpy arrays are admitted")
 
 
+def _check_memo(raw):
+    """Raise UnpicklingError for a pickle that numbers what it remembers beyond its own length: Python would make room for it."""
+    for opcode, number, _ in pickletools.genops(raw):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and number > len(raw):
+            raise pickle.UnpicklingError(f"it remembers something as number {number:,}")
+
+
 def _cifar(name, source):
     """(class names, (images, labels) of train, of test) from the original python archive, N x 3072 bytes."""
     fine = b"fine_label" if name == "cifar100" else b"label"
@@ -160,11 +178,17 @@ def _cifar(name, source):
     if name == "cifar100":
         test_file, meta_file, train_file = "test", "meta", "train"
     found = {}
-    for path, raw in files_in(source):
+
+    def wanted(path):
+        name = PurePosixPath(path).name
+        return name in (test_file, meta_file) or name.startswith(train_file)
+
+    for path, raw in files_in(source, wanted):
         file = PurePosixPath(path).name
-        if raw is None or not (file in (test_file, meta_file) or file.startswith(train_file)):
+        if raw is None or not wanted(path):
             continue
         try:
+            _check_memo(raw)
             content = _ArraysOnly(io.BytesIO(raw), encoding="bytes").load()
             if file == meta_file:
                 found[file] = [label.decode() for label in content[fine + b"_names"]]
@@ -196,7 +220,9 @@ def _decode(items, size):
     arrays = []
     for path, raw in items:
         try:
-            with Image.open(io.BytesIO(raw)) as image:
+            with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise ValueError(f"{image.width}x{image.height} pixels, more than {MOST_PIXELS:,}")
                 if image.mode.startswith(("I", "F")):
                     raise ValueError(f"{image.mode} pixels, of more than 8 bits a channel")
                 image = image if image.mode == "L" else image.convert("RGB")
@@ -216,7 +242,7 @@ def _imagefolder(source, size):
     folders, places, chunk, jobs = {"train": set(), "test": set()}, {}, [], []
     workers, bar = min(8, os.cpu_count() or 1), tqdm(desc=source.name, unit=" images", disable=None)
     with ThreadPoolExecutor(workers) as pool, bar:
-        for path, raw in files_in(source):
+        for path, raw in files_in(source, lambda path: Path(path).suffix.lower() in IMAGES):
             parts = PurePosixPath(path).parts
             at = next((i for i in (0, 1) if parts[i : i + 1] and parts[i] in folders), None)
             if at is None or len(parts) < at + 2 or any(part.startswith(".") for part in parts):
