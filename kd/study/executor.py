@@ -145,6 +145,7 @@ def train_in_worker(task, device):
         record, weights = record_of(run, track.run)
         images = len(record["curve"]) * len(track.run.data.labels["train"])
         spent = {"seconds": round(track.seconds, 3), "images_per_second": round(images / max(track.seconds, 1e-9), 1)}
+        spent["teacher_passes"] = dict(data[run["images_per_class"]].passes[id(track.run)])
         store.save(program, record, {"key": key, **spent, **machine(device)}, weights if keep_weights else None)
         MESSAGES.put((key, len(record["curve"]), track.seconds, True, "done"))
     if failures:
