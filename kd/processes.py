@@ -5,6 +5,7 @@ a batch system or by a closed terminal, all of them end within seconds; what had
 """
 
 import ctypes
+import logging
 import os
 import re
 import shutil
@@ -49,6 +50,7 @@ def end_on_signals():
     def stop(number, frame):
         for other in SIGNALS:
             signal.signal(other, signal.SIG_IGN)  # the first one is being obeyed
+        logging.getLogger("asyncio").disabled = True  # it would tell of every task that is broken off, with a traceback
         last = threading.Timer(2 * GRACE, os._exit, [128 + number])
         last.daemon = True
         last.start()

@@ -151,6 +151,38 @@ def test_whatever_the_shell_says_python_begins_alike(tmp_path, name, value):
     assert said() == said(**{name: value})
 
 
+NOTEBOOK = """import locale, os, sys, time
+import matplotlib
+print(sys.flags, sys.warnoptions, sys.stdout.encoding, locale.getpreferredencoding(), time.tzname, hash("x"))
+print(os.getcwd(), sorted(n for n in globals() if n.startswith("mine")), matplotlib.rcParams["lines.linewidth"], {"b", "a", "c"})
+assert sys.flags.optimize == 0"""
+
+
+def test_nothing_of_the_shells_or_the_users_gets_into_a_page(tmp_path):
+    """All at once: start-up files, variables, locale, hash seed, time zone, umask, folder, matplotlib's settings."""
+    write(new_notebook(cells=[new_code_cell("n: int = 1", metadata={"tags": ["parameters"]}), new_code_cell(NOTEBOOK)]), tmp_path / "a.ipynb")
+    home = tmp_path / "home"
+    for name, text in {
+        ".ipython/profile_default/startup/00-mine.py": "mine = 1\nprint('mine')",
+        ".ipython/profile_default/ipython_config.py": "c.InteractiveShellApp.exec_lines = ['mine2 = 2']",
+        ".ipython/profile_default/ipython_kernel_config.py": "c.InteractiveShellApp.exec_lines = ['mine3 = 3']",
+        ".config/matplotlib/matplotlibrc": "lines.linewidth: 9",
+        "startup.py": "mine4 = 4",
+    }.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(text)
+    variables = {"HOME": str(home), "PYTHONSTARTUP": str(home / "startup.py"), "PYTHONHASHSEED": "5", "PYTHONOPTIMIZE": "1", "PYTHONWARNINGS": "error"}
+    variables |= {"PYTHONIOENCODING": "latin-1", "LC_ALL": "C", "LANG": "de_DE", "TZ": "Asia/Tokyo", "PYTHONDONTWRITEBYTECODE": "1"}
+    root = str(processes.Path(__file__).parents[1])
+    script = f"import sys; sys.path.insert(0, {root!r}); from kd.pipeline.notebook import run; run(*sys.argv[1:], {{}})"
+    pages = []
+    for name, more, folder, mask in (("plain", {}, root, 0o022), ("mine", variables, home, 0o077)):
+        out = tmp_path / f"{name}.ipynb"
+        subprocess.run([sys.executable, "-c", script, tmp_path / "a.ipynb", out], cwd=folder, env=environment(**more), umask=mask, check=True)
+        pages.append(out.read_text())
+    assert pages[0] == pages[1]
+
+
 # --- what is temporary
 
 
