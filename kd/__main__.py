@@ -41,9 +41,10 @@ def command_run(options):
     from kd.checkpoints import check_writable
     from kd.pipeline import notebook
     from kd.pipeline.parameters import parameters_from
-    from kd.study.settings import use_device
+    from kd.study.settings import check_files_allowed, use_device
 
     parameters = parameters_from(options.params, options.parameter)
+    check_files_allowed()
     use_device()  # says at once if it is not there
     check_writable(options.out)
     notebook.run(options.notebook, options.out, parameters)
@@ -59,7 +60,10 @@ def command_search(options):
 def command_show(options):
     """Print the records behind a table's cell, or a claim and what every study says of it."""
     from kd.report.show import show, show_claim
+    from kd.study.parameters import check_name
 
+    if options.profile:
+        check_name(options.profile, "--profile")
     print(show_claim(options.table) if options.row is None else show(options.table, options.row, options.profile))
 
 
@@ -74,7 +78,10 @@ def command_cost(options):
     """Say on what and for how long the students of a profile trained, a method a line."""
     from kd.checkpoints import write_atomically
     from kd.report.cost import cost
+    from kd.study.parameters import check_name
 
+    if options.profile:
+        check_name(options.profile, "--profile")
     text = cost(options.profile)
     print(text)
     if options.out:
@@ -126,9 +133,12 @@ def command_strip(options):
 def command_repro(options):
     """dvc repro, then the main table, what it says, and where the reports are."""
     from kd.report.show import summary_screen
-    from kd.study.parameters import study_parameters
+    from kd.study.checks import check_runs
+    from kd.study.plan import Planned
 
-    profile = study_parameters()["profile"]
+    study = Planned()
+    check_runs(study)
+    profile = study.profile
     # stages call `python`: it must be this one, also when no environment is activated
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     with processes.alone(ROOT / ".dvc" / "tmp" / "repro.lock", "another repro"):
@@ -213,6 +223,10 @@ def main():
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except (MemoryError, ImportError) as error:  # ImportError: a library that finds no room for its code, or is not installed
+        what = " ".join(str(error).split()) or "no memory is left"
+        print(f"kd: {what}; allow more memory (`ulimit -v`), or install anew with `make setup`", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:  # a full disk, a folder that may not be written to
         print(f"kd: {error.filename or 'input or output'}: {error.strerror or error}; mend that and run the same command again", file=sys.stderr)
         sys.exit(2)

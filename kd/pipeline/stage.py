@@ -16,11 +16,13 @@ from kd.processes import alone, sweep_files, temporary_folder
 from kd.progress import relayed, say
 from kd.report.claims import decided
 from kd.report.tables import read_results
+from kd.study.checks import check_runs
 from kd.study.metrics import write_metrics
-from kd.study.parameters import study_parameters
+from kd.study.parameters import check_name, study_parameters
 from kd.study.paths import FILES, ROOT, STAGES, executed_path, images_path, notebook_path, reports_path, runs_path
+from kd.study.plan import Planned
 from kd.study.search import run_search
-from kd.study.settings import settings
+from kd.study.settings import check_files_allowed, settings
 from kd.study.study import teach_supernet
 from kd.teachers import SubNetworks
 
@@ -35,7 +37,11 @@ def run_stage(name, item=None):
     if (name in of_items) != (item is not None):
         raise ConfigError(f"stage {name} is run {'for one network or search, which must be named' if name in of_items else 'as a whole: no name behind it'}")
     os.environ["KD_PIPELINE"] = "1"  # for this process and the notebook's kernel
+    check_name(item or name, "stage")
     title = f"{name}-{item}" if item else name
+    check_files_allowed()
+    if name in ("teacher", "supernet", "search", *STAGES):
+        check_runs(Planned())  # what a later stage would stumble over, before this one has trained for hours
     with alone(ROOT / ".dvc" / "tmp" / f"stage-{title}.lock", f"stage {title}"):
         for folder in ("build", "models", "reports", "runs", "store"):
             sweep_files(ROOT / folder)

@@ -84,6 +84,12 @@ def study_parameters():
     return check_study(load_parameters(str(path)), path.name)
 
 
+def check_name(text, what):
+    """Raise ConfigError for a name, of a profile or a network, that may not become a path or a word of a shell's command."""
+    if not re.fullmatch(NAME, text):
+        raise ConfigError(f"{what}: {text!r} must be of letters, digits and . _ - alone, the first a letter or digit")
+
+
 def check_study(values, name):
     """`values` of a params.yaml called `name`, as they are, if everything in them fits; else ConfigError, naming the first that does not."""
 
@@ -93,8 +99,7 @@ def check_study(values, name):
                 raise ConfigError(f"{name}: {where}: unknown {key!r}{nearest(key, names)}; known: {', '.join(map(str, names))}")
 
     validated(Parameters, values, name)
-    if not re.fullmatch(NAME, values["profile"]):
-        raise ConfigError(f"{name}: profile: {values['profile']!r} must be of letters, digits and . _ - alone, the first a letter or digit")
+    check_name(values["profile"], f"{name}: profile")
     known([values["data"].get("name")], DATA_NAMES, "data.name")
     known(values["data"], ["watch", *inspect.signature(load_data).parameters], "data")
     Recipe.of(values["recipe"])

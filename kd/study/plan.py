@@ -9,6 +9,7 @@ from kd.data.stream import open_stream
 from kd.methods import make
 from kd.models import Supernet, build, complexity
 from kd.study import store
+from kd.study.checks import check_runs
 from kd.study.executor import duration, groups, lessons_of
 from kd.study.paths import STAGES, images_path, runs_path
 from kd.study.records import method_name, read_records
@@ -208,6 +209,7 @@ class Clock:
 def plan():
     """The whole plan of params.yaml as text: per stage its runs, student epochs and hours, measured or estimated."""
     study = Planned()
+    check_runs(study)
     params, facts, (rates, devices) = study.params, data_facts(study.params), measured_rates(study.profile)
     (stages, lacking), clock, lines = plan_runs(study), Clock(rates, facts), teacher_lines(study, facts)
     estimated_teachers = any(line[-1] for line in lines)

@@ -23,6 +23,9 @@ from kd.errors import ConfigError
 MOST_WORKERS = 256  # more than that is a slip of the keyboard: every worker is a process with torch in it
 
 
+FEWEST_FILES = 256  # that a notebook's kernel with its libraries, pipes and workers has open at once
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the environment says, checked: device, workers (processes), threads (of each, on the CPU), memory_share, side_by_side
@@ -64,6 +67,17 @@ def number(name, kind, default, most):
     if not 0 < value <= most:
         raise ConfigError(f"{name}={text}: give a {'whole ' * (kind is int)}number above 0, at most {most}")
     return value
+
+
+def check_files_allowed():
+    """ConfigError where a process may open too few files at once for workers and kernels; as many as are allowed are asked for first."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    if soft != resource.RLIM_INFINITY and soft < FEWEST_FILES:
+        raise ConfigError(f"a process may open {soft} files here, and {FEWEST_FILES} are needed; raise the limit with `ulimit -n`")
 
 
 def use_device():

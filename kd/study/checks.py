@@ -1,0 +1,85 @@
+"""What can be known before anything is trained: whether every run that the parameters ask for can begin."""
+
+from functools import cache
+
+from kd.errors import ConfigError, nearest
+from kd.methods import Teachers, make
+from kd.models import build
+from kd.study.paths import ROOT, STAGES
+from kd.study.records import method_name
+from kd.study.search import wanted_by
+from kd.study.tables import asked_rows, load_table, table_names
+
+
+class Planned(list):
+    """A route or supernet that is yet to be trained, as far as a curriculum looks at it before its first lesson."""
+
+    def __init__(self, epochs=(), widths=()):
+        super().__init__([None] * (len(epochs) or len(widths)))
+        self.epochs, self.widths = list(epochs), list(widths)
+
+
+def check_runs(study):
+    """Raise ConfigError for the first run that a study's parameters ask for and that cannot begin; it names table and row.
+
+    study: a kd.study.plan.Planned, whose data and teachers need not be there.
+    """
+    params = study.params
+    check_data(params["data"])
+    found, only = set(), params["combined"]["only"]
+    for table in (load_table(name) for stage in STAGES for name in table_names(stage)):
+        asked = asked_rows(table, params)
+        for row in table["rows"]:
+            for pair in study.pairs_of(table) if row["row"] in asked else ():
+                place = f"{table['stage']}: table {table['name']}, row {row['row']!r}"
+                try:
+                    run, paths = study.run_of(table, row, pair, 0)
+                    check_run(run, paths, params)
+                except ConfigError as problem:
+                    raise ConfigError(f"{place}: {problem}") from None
+                found |= {method_name(run)} if table["stage"] == "combined" else set()
+    for name in params["searches"]:
+        try:
+            for _, wanted in wanted_by(name, study):
+                for run, paths, *_ in wanted.values():
+                    check_run(run, paths, params)
+        except ConfigError as problem:
+            raise ConfigError(f"searches: {name}: {problem}") from None
+    for name in only:
+        if found and name not in found:
+            raise ConfigError(f"combined.only: no method {name!r}{nearest(name, found)}; tables/combined has {', '.join(sorted(found))}")
+
+
+def check_data(values):
+    """Raise ConfigError if the file or folder whose change means other data (`data.watch`) or they themselves (`data.source`) are not there."""
+    for key in ("watch", "source"):
+        value = values.get(key)
+        if value is not None and not (isinstance(value, str) and (ROOT / value).exists()):
+            raise ConfigError(f"data.{key}: {value!r} is not there; write params.yaml anew with `python -m kd use PROFILE`, or correct it")
+
+
+def check_run(run, paths, params):
+    """Raise ConfigError if a run (kd.study.runs) has no teacher that is trained, or its curriculum has no first lesson."""
+    for kind, where in (("route", "teachers"), ("supernet", "supernets")):
+        if kind in paths and run["teacher"] not in params[where]:
+            raise ConfigError(f"its teacher {run['teacher']} is not listed under {where}: in params.yaml; add it there, or give another pair")
+    buildable(run["student"])
+    sources = {"route": Planned(epochs=route_epochs(params["teacher"])), "supernet": Planned(widths=params["supernet"]["widths"])}
+    method = make(run["knowledge"], run["curriculum"], run["parameters"])
+    budget = method.lesson_epochs(run["recipe"]["epochs"])
+    if run["parameters"][run["curriculum"]].get("first") != "search":  # that one looks at the student
+        method.curriculum.next([], budget, Teachers(**{kind: sources[kind] for kind in sources if kind in paths}), None, None)
+
+
+@cache
+def buildable(network):
+    """Raise ConfigError for a network that there is not."""
+    build(network, 2)
+
+
+def route_epochs(teacher):
+    """The epochs after which a teacher's states are saved; teacher: the section of params.yaml. As kd.teachers.train_route."""
+    every, epochs = teacher["every"], teacher["epochs"]
+    if every > epochs:
+        raise ConfigError(f"teacher.every: {every} must lie between 1 and the teacher's {epochs} epochs")
+    return [epoch for epoch in range(1, epochs + 1) if epoch % every == 0 or epoch == epochs]

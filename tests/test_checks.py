@@ -1,0 +1,68 @@
+"""Before anything is trained: what a run would stumble over hours later is named at once."""
+
+import pytest
+from made_up import write_params
+
+from kd.errors import ConfigError
+from kd.study import paths, plan
+from kd.study.checks import check_runs, route_epochs
+from kd.study.parameters import check_name, parse_value
+from kd.study.profiles import compose, names
+
+pytest_plugins = ["made_up_root"]
+DIGITS = parse_value(compose("digits"))
+
+
+def check(root, **changes):
+    values = {key: DIGITS[key] | value if isinstance(value, dict) and key != "run" else value for key, value in changes.items()}
+    write_params(root / "params.yaml", **values)
+    check_runs(plan.Planned())
+
+
+def only(**stages):
+    return {stage: {} for stage in paths.STAGES} | stages
+
+
+WRONG = {
+    "rco.anchors": (
+        {"rco": {"anchors": 500}, "run": only(rco={"rco_table7": ["one-stage EEI"]})},
+        "rco: table rco_table7, row 'one-stage EEI': rco.anchors: 500 anchors, but the route has 30 states; ask for fewer",
+    ),
+    "a route of few states": ({"teacher": {"every": 15}, "run": only(rco={"rco_table7": ["one-stage EEI"]})}, "rco.anchors: 3 anchors, but the route has 2 states"),
+    "rco.first": ({"rco": {"first": 40}, "run": only(rco={"rco_table7": ["greedy search (GS)"]})}, "rco.first: state 40, but the route's 30 states are 0 to 29"),
+    "teacher.every": ({"teacher": {"every": 31}}, "teacher.every: 31 must lie between 1 and the teacher's 30 epochs"),
+    "pwkd.stages": ({"pwkd": {"stages": 99}}, "pwkd.stages: 99 stages, but the supernet has 4 widths"),
+    "too few epochs": ({"recipe": {"epochs": 2}}, "epochs"),
+    "an untrained teacher": ({"teachers": ["cnn3x8"], "supernets": []}, "its teacher cnn6x16 is not listed under teachers: in params.yaml"),
+    "an untrained supernet": ({"supernets": []}, "its teacher cnn6x16 is not listed under supernets:"),
+    "an unknown student": ({"pairs": {"default": ["cnn6x16", "cnn3y4"]}}, "cnn3y4"),
+    "combined.only": ({"combined": {"only": ["rco * (kd + srmm)"]}}, "combined.only: no method 'rco * (kd + srmm)' (did you mean 'rco * (kd + srm)'?)"),
+    "recipes of a paper": ({"recipes": {"kd": {"epochs": 0}}}, "recipe.epochs: 0 must be greater than 0"),
+    "data.watch": ({"data": {"watch": "requirements.txtt"}}, "data.watch: 'requirements.txtt' is not there"),
+    "data.source": ({"data": {"name": "imagefolder", "source": "/nowhere/images"}}, "data.source: '/nowhere/images' is not there"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes, said", WRONG.values(), ids=WRONG)
+def test_it_is_named_before_anything_runs(root, changes, said):
+    with pytest.raises(ConfigError) as caught:
+        check(root, **changes)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name in names() if name != "imagefolder"])
+def test_every_profile_can_begin(root, name):
+    values = parse_value(compose(name))
+    values["data"] |= {"source": None, "watch": "requirements.txt"}
+    write_params(root / "params.yaml", **values)
+    check_runs(plan.Planned())
+
+
+def test_states_lie_where_the_route_saves_them():
+    assert route_epochs({"epochs": 7, "every": 3}) == [3, 6, 7] and route_epochs({"epochs": 4, "every": 2}) == [2, 4]
+
+
+@pytest.mark.parametrize("name", ["x; touch pwned", "my study", "../x", "-rf", "", "a/b", "$(x)", "a\nb", "é"])
+def test_no_name_reaches_a_shell_or_leads_elsewhere(name):
+    with pytest.raises(ConfigError, match="must be of letters, digits"):
+        check_name(name, "profile")
