@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 from hashlib import md5
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -25,6 +26,7 @@ class Server(HTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.breaks, self.ranges, self.asked = CONTENT, [], True, []
+        self.shift, self.dribbles = 0, 0  # bytes by which an answer to Range is wrong; seconds before each little block
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
@@ -43,13 +45,21 @@ class Handler(BaseHTTPRequestHandler):
             if begin >= len(server.content):
                 return self.send_error(416)
             self.send_response(206)
+            begin += server.shift
             self.send_header("Content-Range", f"bytes {begin}-{len(server.content) - 1}/{len(server.content)}")
         else:
             self.send_response(200)
         body = server.content[begin:]
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[: server.breaks.pop(0)] if server.breaks else body)
+        body, block = body[: server.breaks.pop(0)] if server.breaks else body, 10 if server.dribbles == 0.05 else 50_000
+        try:
+            for start in range(0, len(body), block) if server.dribbles else ():
+                time.sleep(server.dribbles)
+                self.wfile.write(body[start : start + block])
+            self.wfile.write(b"" if server.dribbles else body)
+        except OSError:
+            pass  # whoever asked has gone
 
     def log_message(self, *arguments):
         pass
@@ -216,3 +226,92 @@ def test_a_broken_data_dvc_is_named(tmp_path, content):
     with pytest.raises(ConfigError, match=r"data.dvc cannot be read"):
         archives(tmp_path)
     assert module.ROOT == ROOT
+
+
+# --- servers that lie
+
+
+def answers(project, *addresses):
+    """What fetch says of servers that never give the file."""
+    with pytest.raises(ConfigError) as raised:
+        fetch("cifar100", list(addresses), project)
+    assert "\n" not in str(raised.value) and "--from" in str(raised.value)
+    return str(raised.value)
+
+
+def test_a_server_that_goes_on_with_another_part_is_left(server, project):
+    server.breaks, server.shift = [300_000] * 50, 1000
+    assert "asked to go on from byte 300000, it answers with 'bytes 301000-" in answers(project, server.address)
+    assert len(server.asked) == 2
+
+
+def test_a_server_that_breaks_off_again_and_again_is_left(server, project):
+    server.breaks = [1000] * 500
+    assert f"broke off {module.FAILURES} times" in answers(project, server.address)
+    assert len(server.asked) == module.FAILURES
+    server.breaks.clear()
+    check(fetch("cifar100", [server.address], project), project)  # the part is of use
+
+
+def test_a_server_that_breaks_off_and_has_other_content_is_left(server, project):
+    server.content, server.breaks = CONTENT[:-1] + b"?", [300_000] * 3
+    assert "holds other content" in answers(project, server.address)
+    assert len(server.asked) <= 5
+
+
+def test_a_server_that_dribbles_is_left(server, project, monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE", 0.3)
+    server.dribbles = 0.05
+    assert "bytes in 0.3 seconds" in answers(project, server.address)
+
+
+def test_a_server_that_never_begins_is_left(project, monkeypatch):
+    import socket
+
+    monkeypatch.setattr(module, "PATIENCE", 0.3)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        said = answers(project, f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert "no answer in 0.3 seconds" in said or "timed out" in said
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [b"", b"\x00\xff\n\n", b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nabc", b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\nabc"]
+    + [b"HTTP/1.1 206 Partial\r\n\r\nabc", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"HTTP/1.1 302 x\r\nLocation: file:///etc/passwd\r\n\r\n"]
+    + [b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n", b"HTTP/1.1 999 x\r\n\r\n"],
+)
+def test_answers_that_are_none_are_told_in_one_line(project, begin):
+    import socket
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def serve():
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(begin)
+
+        threading.Thread(target=serve, daemon=True).start()
+        assert "127.0.0.1" in answers(project, f"http://127.0.0.1:{server.getsockname()[1]}")
+        server.shutdown(socket.SHUT_RDWR)
+    assert not (project / "data/raw/hundred.tar.gz").exists()
+
+
+def test_two_fetches_at_once_give_one_right_file(server, project):
+    server.dribbles = 0.01
+    done = []
+    both = [threading.Thread(target=lambda: done.append(fetch("cifar100", [server.address], project))) for _ in range(2)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join()
+    assert len(done) == 2 and len(server.asked) == 1
+    check(done[0], project)
