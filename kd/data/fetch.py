@@ -33,7 +33,7 @@ LITTLE = 1 << 20  # bytes: a connection that brings fewer before it breaks count
 FAILURES = 8  # that many at one address are enough
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 LARGEST = 1 << 28  # bytes of a file in an archive: CIFAR-100's largest has 155 million
-UNPACKED, ANY = 100, 1 << 30  # so many times its own bytes an archive may have unpacked, and in any case ANY
+UNPACKED = 100  # times the archive's own bytes is the most that is read out of it, and at least a gigabyte
 FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -292,7 +292,7 @@ def files_in(source, wanted):
     """(path inside, bytes or None for a folder) of all in a folder or tar archive; nothing is unpacked.
 
     wanted: (path) -> whether the file is to be read; of others the bytes are none. ConfigError for what no archive of images
-    holds: pipes and devices, links that lead in circles, a file of more than LARGEST bytes, and far more bytes (UNPACKED, ANY) than
+    holds: pipes and devices, links that lead in circles, a file of more than LARGEST bytes, and (UNPACKED) far more bytes than
     the archive has.
     """
     if source.is_dir():
@@ -305,7 +305,7 @@ def files_in(source, wanted):
         return
     try:
         with open(source, "rb") as raw, _unpacked(raw) as stream:
-            bounded = _Bounded(stream, source, max(ANY, UNPACKED * source.stat().st_size))
+            bounded = _Bounded(stream, source, max(2**30, UNPACKED * source.stat().st_size))
             with tarfile.open(fileobj=bounded, mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     tar.members = []  # else it remembers all of them
