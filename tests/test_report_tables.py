@@ -26,7 +26,7 @@ def test_a_table_without_runs_of_its_own_is_a_sentence_and_its_reported_figures(
     runs = pd.concat([runs, runs.assign(table="kd_main")])
     text = tables.display("srm_imagenet", runs).data
     assert text.startswith("### SRM with its ImageNet settings\n\nmu = 4")
-    said = "Not run on this data set, except for rows that other tables show (student alone; KD). `run:` in params.yaml says what runs; reports/digits"
+    said = "Not run on this data set, except for rows that other tables show (student alone; KD). `run:` in params.yaml says what runs."
     assert said in text and "not run:" not in text and "90." not in text
     assert "| row | reported |\n|---|---|\n| SRM | 71.21 [1] |\n\n[1] viebboy" in text
     assert not len(tables.lines_of("srm_imagenet", runs)) and tables.conclusions("srm_imagenet", runs) is None

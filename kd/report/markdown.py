@@ -147,7 +147,7 @@ def not_run_here(lines, table):
     """What stands in place of the rows of a table that this profile does not run: a sentence and reported figures."""
     elsewhere = "; ".join(dict.fromkeys(lines.loc[lines["n"] > 0, "row"]))
     but = f", except for rows that other tables show ({elsewhere})" if elsewhere else ""
-    where = "`run:` in params.yaml says what runs; reports/digits shows every table in full."
+    where = "`run:` in params.yaml says what runs."
     blocks = [f"Not run on this data set{but}. {where}"]
     figures, sources = lines[lines["reported"].notna()].drop_duplicates("row"), Sources()
     if len(figures):

@@ -79,7 +79,7 @@ def section(name, runs, folder):
         body += f"\n**In words**, computed from these numbers:\n\n{sentences}"
         figure, colours = figures.heat_map(*effects.gain_grid(accuracy)), 160
     elif name == "lengths":
-        figure, colours = figures.over_length(controls(runs, load_table(name))), 24
+        figure, colours = figures.over_length(controls(runs, load_table(name))), 96
     else:
         figure, colours = figures.table_figure(lines), 24
     if figure:
