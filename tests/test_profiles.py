@@ -31,7 +31,7 @@ def project(tmp_path):
 
 def test_what_a_reader_must_know_stays_in_the_profile():
     assert all("about" not in as_dvc_reads(compose(name)) for name in names())
-    assert about("digits")[0].startswith("1,000 training images") and about("nothing of the kind") == []
+    assert about("digits")[0].startswith("8x8 pixels") and about("nothing of the kind") == []
 
 
 def profile(project, text, name="mine"):

@@ -16,7 +16,8 @@ def records(*accuracies):
 
 
 def test_frame_has_the_documented_columns():
-    runs = frame(made_up_records(accuracy_kd_better), "digits")
+    spent = {"training_multiply_adds": 2600.0, "teacher_top1": 98.0}
+    runs = frame([record | spent for record in made_up_records(accuracy_kd_better)], "digits")
     assert list(runs.columns) == list(COLUMNS) and len(runs) == 6
     assert not runs.isna().any().any()
     assert set(runs["method"]) == {"labels", "kd"} and set(runs["profile"]) == {"digits"} and set(runs["teacher_md5"]) == {"t" * 32}
