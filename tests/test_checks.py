@@ -36,7 +36,7 @@ WRONG = {
     "an untrained teacher": ({"teachers": ["cnn3x8"], "supernets": []}, "its teacher cnn6x16 is not listed under teachers: in params.yaml"),
     "an untrained supernet": ({"supernets": []}, "its teacher cnn6x16 is not listed under supernets:"),
     "an unknown student": ({"pairs": {"default": ["cnn6x16", "cnn3y4"]}}, "cnn3y4"),
-    "combined.only": ({"combined": {"only": ["rco * (kd + srmm)"]}}, "combined.only: no method 'rco * (kd + srmm)' (did you mean 'rco * (kd + srm)'?)"),
+    "combined.only": ({"combined": {"only": ["rco * (kd + krr)"]}}, "combined.only: no method 'rco * (kd + krr)' (did you mean 'rco * (kd + kr)'?)"),
     "recipes of a paper": ({"recipes": {"kd": {"epochs": 0}}}, "recipe.epochs: 0 must be greater than 0"),
     "data.watch": ({"data": {"watch": "requirements.txtt"}}, "data.watch: 'requirements.txtt' is not there"),
     "data.source": ({"data": {"name": "imagefolder", "source": "/nowhere/images"}}, "data.source: '/nowhere/images' is not there"),
