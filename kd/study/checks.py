@@ -52,7 +52,7 @@ def check_runs(study):
 
 def check_data(values):
     """Raise ConfigError if the file or folder whose change means other data (`data.watch`) or they themselves (`data.source`) are not there."""
-    for key in ("watch", "source"):
+    for key in ("watch", "source") if (ROOT / "dvc.yaml").exists() else ("source",):  # only DVC watches, and only in the repository
         value = values.get(key)
         if value is not None and not (isinstance(value, str) and (ROOT / value).exists()):
             raise ConfigError(f"data.{key}: {value!r} is not there; write params.yaml anew with `python -m kd use PROFILE`, or correct it")
