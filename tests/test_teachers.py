@@ -78,7 +78,7 @@ def test_wrong_files(route_file, supernet_file, data, tmp_path):
             train_route("cnn3x4", data, tiny.LONGER, every, tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()
     with safe_open(route_file, "pt") as file:
-        assert file.metadata().keys() == {"kd"}
+        assert file.metadata().keys() == {"kd", "md5"}
 
 
 def test_joint_loss_against_numpy(data):
