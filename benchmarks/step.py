@@ -45,7 +45,6 @@ from kd.study.settings import device_name, peak_memory, use_device
 from kd.training import distill, train
 
 ROOT = Path(__file__).resolve().parent.parent
-SECTIONS = ("steps", "table", "phases", "methods", "neutrality")
 PAIRS = (("resnet56", "resnet20"), ("resnet32x4", "resnet8x4"))
 # a small rate: random labels at the papers' 0.05 may diverge, and a step takes the same time
 RECIPE = Recipe(epochs=1, batch_size=BATCH, learning_rate=1e-3)
@@ -110,7 +109,9 @@ def take_part(variant, pair, steps, checkout):
     """The Turns of a variant, which answers with milliseconds a step."""
     if variant == PEER:
         return Turns(variant, run_peer, checkout, pair, steps, variables={})
-    return Turns(variant, run_ours, variant, pair, steps, variables={**KEEP_MEMORY, "KD_GRAPHS": str(int(variant == GRAPHS))})
+    return Turns(
+        variant, run_ours, variant, pair, steps, variables={**KEEP_MEMORY, "KD_GRAPHS": str(int(variant == GRAPHS))}
+    )
 
 
 def time_steps(steps, repeats, device, checkout=None, compile_seconds=0, pairs=PAIRS):
@@ -312,7 +313,7 @@ def benchmark(options):
     os.environ.setdefault("KD_THREADS", str(os.cpu_count()))  # nothing else should run beside a measurement
     device, folder = use_device(), Path(options.reports)
     folder.mkdir(parents=True, exist_ok=True)
-    wanted, results = options.only or SECTIONS, {}
+    wanted, results = options.only or report.SECTIONS, {}
     if "steps" in wanted:
         print("memory, start-up, steps ...")
         size = in_own_process(memory)
@@ -349,7 +350,12 @@ def main(arguments=None):
     add("--steps", type=int, default=20, help="steps a turn")
     add("--compile", type=int, default=0, metavar="SECONDS", help="also torch.compile, given up after that long")
     add("--neutrality", type=int, default=0, metavar="SEEDS", help="also accuracy on the digits, over paired seeds")
-    add("--only", nargs="+", choices=SECTIONS, help="measure these alone; the report keeps what it has of the others")
+    add(
+        "--only",
+        nargs="+",
+        choices=report.SECTIONS,
+        help="measure these alone; the report keeps what it has of the others",
+    )
     add("--reports", metavar="FOLDER", default=ROOT / "reports", help="where the report goes; default: reports/")
     try:
         benchmark(parser.parse_args(arguments))

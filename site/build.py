@@ -17,12 +17,13 @@ from jinja2 import Template
 from sphinx.cmd.build import main as sphinx
 
 import kd
+from kd.report.claims import load_claims
+from kd.report.claims_page import MARKS, overview, studies
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "reports"
 SOURCE, SITE = ROOT / "build" / "site-source", ROOT / "build" / "site"
 REPOSITORY = os.environ.get("GITHUB_REPOSITORY")  # owner/name, known where GitHub builds the site
-MARKS = {"supported": "✓", "contradicted": "✗", "cannot tell": "?"}
 EQUATIONS = {
     "KD": r"(1-\alpha)\,\mathrm{CE}(z_s, y) + \alpha\,T^2\,\mathrm{KL}\big(p_t^{(T)} \,\|\, p_s^{(T)}\big)",
     "KR": r"T^2 \sum_{\text{groups}} \Big\langle -\sum_{c\,\in\,\text{kept}} q_c \log p_c \Big\rangle_{\text{images}}",
@@ -95,23 +96,6 @@ Is a paper's method better than plain distillation (IE-KD: than FT, its plain fo
 {plural(len(better), "test")}.
 
 {by_verdict(better)}"""
-
-
-def anchor(name):
-    """The address of a claim's heading in claims.md."""
-    return "".join(letter for letter in name.lower().replace(" ", "-") if letter.isalnum() or letter == "-")
-
-
-def claims_table(lines):
-    """Every claim, and effect and verdict in every study."""
-    studies, cells = list(dict.fromkeys(line["study"] for line in lines)), {}
-    for line in lines:
-        cells[line["claim"], line["study"]] = f"{effect(line)} {MARKS[line['verdict']]}"
-    rows = [["claim", "paper", *studies], ["---"] * (2 + len(studies))]
-    for claim, paper in dict.fromkeys((line["claim"], line["paper"]) for line in lines):
-        found = [cells.get((claim, study), "not run") for study in studies]
-        rows.append([f"[{claim}](reports/claims.md#{anchor(claim)})", paper, *found])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def methods(lines, readme, profiles):
@@ -262,7 +246,7 @@ def front(readme, lines, profiles):
     contents += ["Claims <reports/claims>", "Benchmark <reports/benchmark>", "API <api/index>"]
     return Template((ROOT / "site" / "index.md").read_text()).render(
         title=title, lead=lead, answer=answer(lines), methods=methods(lines, readme, profiles),
-        claims=claims_table(lines), commands_title=commands_title, commands=commands, needs=needs,
+        claims=overview(load_claims(), studies(), "reports/claims.md"), commands_title=commands_title, commands=commands, needs=needs,
         contents="\n".join(contents),
     )  # fmt: skip
 
