@@ -113,16 +113,18 @@ def at_least_p(estimate, error, freedom, margin):
     return float(stats.t.sf((estimate + margin) / error, freedom)) if freedom > 0 and np.isfinite(error) else float("nan")
 
 
-def seeds_needed(estimate, deviation, margin, tests, most=1000):
+def seeds_needed(estimate, deviation, margin, tests, at_least=False, most=1000):
     """Seeds that would decide at the spread and the estimate seen, each of `tests` tests at 5 % over their number.
 
-    Decide: the interval excludes zero, or lies inside (-margin, margin). deviation: of one seed's contrast. None: more than `most`.
+    Decide: the interval excludes zero, or lies inside (-margin, margin); at_least: or above -margin. deviation: of one
+    seed's contrast. None: more than `most`.
     """
+    room = margin + estimate if at_least else margin - abs(estimate)
     level = 0.05 / tests
     for count in range(2, most + 1):
         error = deviation / np.sqrt(count)
         shown = stats.t.ppf(1 - level / 2, count - 1) * error < abs(estimate)
-        equal = stats.t.ppf(1 - level, count - 1) * error < margin - abs(estimate)
+        equal = stats.t.ppf(1 - level, count - 1) * error < room
         if shown or equal:
             return count
     return None

@@ -29,7 +29,7 @@ from kd.study.tables import check_tables, load_table
 
 SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "cannot tell"
 LINE = [
-    "profile", "pair", "claim", "paper", "seeds", "epochs", "control_epochs", "by", "mean", "half_width",
+    "profile", "pair", "claim", "paper", "runs", "seeds", "epochs", "control_epochs", "by", "mean", "half_width",
     "pairs_mean", "pairs_half_width", "blocks_mean", "blocks_half_width", "direction", "matters", "effect", "p", "p_equal", "deviation",
 ]  # fmt: skip
 
@@ -89,16 +89,6 @@ def check(claim, place, known):
         raise ConfigError(f"{place}: a reported effect needs its tier and source")
 
 
-def accuracies(runs, claims):
-    """Test accuracy of all rows of the claims on one pair: a DataFrame, a row a seed, a column a (table, row).
-
-    A run that stands in several tables has a column for each there, and `merged` makes them one.
-    """
-    wanted = {(claim["table"], row) for claim in claims.values() for row in claim["contrast"]}
-    here = runs[[pair in wanted for pair in zip(runs["table"], runs["row"], strict=True)]]
-    return here.pivot(index="seed", columns=["table", "row"], values="top1_last")
-
-
 def merged(runs):
     """{(table, row): the first (table, row) with the same runs}: rows of one study that are one in different tables."""
     seen, names = {}, {}
@@ -110,7 +100,7 @@ def merged(runs):
 def judge(runs, claims=None):
     """A line a claim and pair that a study's runs can test, in the claims' order: a DataFrame with
 
-    profile, pair, claim, paper, seeds, epochs, control_epochs: of the rows with positive and with negative coefficients.
+    profile, pair, claim, paper, runs (`first_runs`), seeds, epochs, control_epochs: of the rows with positive and with negative coefficients.
     mean, half_width (95 %), by ("blocks" or "pairs"); pairs_mean, pairs_half_width, blocks_mean, blocks_half_width: both.
     matters; p of no difference and of a difference that matters (p_equal; at least: of being that much worse), Holm's for each.
     verdict, seeds_needed (to decide a "cannot tell", 0 for none, nan for more than 1,000); effect: what is reported.
@@ -123,20 +113,22 @@ def judge(runs, claims=None):
 
 def lines_of(runs, claims):
     """The lines of `judge` for one pair, without what hangs on the whole family."""
-    wide, names = accuracies(runs, claims), merged(runs)
+    names = merged(runs)
     tested = {
-        name: claim for name, claim in claims.items() if all((claim["table"], row) in wide for row in claim["contrast"])
+        name: claim for name, claim in claims.items() if all((claim["table"], row) in names for row in claim["contrast"])
     }
     used = dict.fromkeys(names[claim["table"], row] for claim in tested.values() for row in claim["contrast"])
     if not used:
         return []
-    wide = pd.DataFrame({name: runs_of(runs, name) for name in used})
+    mine = {name: runs[(runs["table"] == name[0]) & (runs["row"] == name[1])] for name in used}
+    wide = pd.DataFrame({name: group.set_index("seed")["top1_last"] for name, group in mine.items()})
     blocks, epochs = Blocks(wide), runs.groupby(["table", "row"])["epochs"].mean()
     lines = []
     for name, claim in tested.items():
         weights = {names[claim["table"], row]: weight for row, weight in claim["contrast"].items()}
         mean, error, freedom, seeds = contrast_of_pairs(wide, weights)
         line = {"profile": runs["profile"].iloc[0], "pair": runs["pair"].iloc[0], "claim": name, "paper": claim["paper"], "seeds": seeds}
+        line["runs"] = first_runs(*(mine[row] for row in weights))
         for what, sign in (("epochs", 1), ("control_epochs", -1)):
             line[what] = max(epochs[claim["table"], row] for row, weight in claim["contrast"].items() if weight * sign > 0)
         found = {"pairs": (mean, error, freedom), "blocks": blocks.contrast(weights)}
@@ -151,10 +143,9 @@ def lines_of(runs, claims):
     return lines
 
 
-def runs_of(runs, name):
-    """Test accuracy of a (table, row), a Series by seed."""
-    table, row = name
-    return runs[(runs["table"] == table) & (runs["row"] == row)].set_index("seed")["top1_last"]
+def first_runs(*rows):
+    """The keys of the first seed's run of each row: what is compared, whatever the rows are called and however many seeds they have."""
+    return " ".join(sorted(row.loc[row["seed"].idxmin(), "key"] for row in rows))
 
 
 def with_verdicts(lines):
@@ -162,7 +153,9 @@ def with_verdicts(lines):
     lines = lines.assign(p_holm=holm(lines["p"]), p_equal_holm=holm(lines["p_equal"]))
     lines["verdict"] = [verdict(line) for line in lines.to_dict("records")]
     needed = [
-        seeds_needed(line["mean"], line["deviation"], line["matters"], len(lines)) if line["verdict"] == OPEN and np.isfinite(line["deviation"]) else 0
+        seeds_needed(line["mean"], line["deviation"], line["matters"], len(lines), line["direction"] == "at least")
+        if line["verdict"] == OPEN and np.isfinite(line["deviation"])
+        else 0
         for line in lines.to_dict("records")
     ]
     return lines.assign(seeds_needed=pd.array(needed, dtype="Int64")).drop(columns="deviation")
@@ -203,21 +196,27 @@ def comparisons():
 
 
 def claim_of(table, row, other):
-    """The name of the claim that a table's two rows compare, or "": the comparison is exploratory."""
+    """The name of the claim that a table's two rows compare, or "": the comparison is exploratory.
+
+    As far as the tables say it: a paper's own recipe may give its table other runs, which `decided` sees.
+    """
     return comparisons().get(frozenset((trained(table, row), trained(table, other))), "")
 
 
-MARK = re.compile(r"\((?:higher|lower|open|no interval)\)(?:, [^<|]*)?<!-- (.+?), on (.+?) -->")
+MARK = re.compile(r"\((?:higher|lower|open|no interval)\)(?:, [^<|]*)?<!-- (.+?), of (.+?) -->")
 
 
-def marked(said, claim, pair):
-    """What a table says of a primary comparison before the whole study has run, with a mark that no reader sees."""
-    return f"{said}<!-- {claim}, on {pair} -->" if claim else said
+def marked(line):
+    """What a table's line says before the whole study has run; of a primary comparison with a mark that no reader sees.
+
+    line: its verdict, claim and, where it has one, runs (`first_runs`).
+    """
+    return f"{line['verdict']}<!-- {line['claim']}, of {line['runs']} -->" if line["claim"] else line["verdict"]
 
 
 def decided(text, lines):
     """`text` with the verdict of the whole study (lines: of `judge`) at every mark whose claim it could test."""
-    known = {(line["claim"], line["pair"]): line for line in lines.to_dict("records")}
+    known = {(line["claim"], line["runs"]): line for line in lines.to_dict("records")}
 
     def cell(match):
         line = known.get((match[1], match[2]))

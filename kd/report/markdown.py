@@ -127,10 +127,11 @@ def legend(lines, table):
     sentences = [f"{text}."]
     if ran["cost"].notna().any():
         sentences.append("Cost: multiply-adds of training, student and teacher together, over those of plain KD.")
-    if lines["p"].notna().any():
+    if tests := int(lines["p"].notna().sum()):
         both = ", over the seeds that both rows have" if varies(ran["n"]) else ""
         baseline = table.get("baseline", "KD")
-        sentences.append(f"Differences are paired by seed, against {baseline}{both}. {HOW_JUDGED}")
+        count = f"{tests} comparison{'s' if tests > 1 else ''}"
+        sentences.append(f"Differences are paired by seed, against {baseline}{both}; {count}. {HOW_JUDGED}")
     if lines["reported"].notna().any():
         if "reported_for" in table:
             advice = "compare the order with ours, not the level, unless data and pair agree"
@@ -165,7 +166,7 @@ def against_controls(comparisons):
         "against its control": lambda line: line["control"],
         "paired difference": lambda line: plus_minus(line["mean"], line["interval"], sign=True),
         "seeds": lambda line: line["pairs"],
-        "verdict": lambda line: marked(line["verdict"], line["claim"], line["pair"]),
+        "verdict": marked,
     }
     return f"{table_of(columns, comparisons)}\n\nA control is the same run without the ingredient under test."
 

@@ -1,6 +1,7 @@
 """README.md's numbers, written from the committed reports between markers: `python -m kd readme`."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -33,13 +34,15 @@ def filled(text, results):
     NAME@PROFILE is of another profile's reports. results: {profile: DataFrame of its results.csv}, "" the default's.
     """
 
+    judged = cache(studies)
+
     def content(kind, what):
         if kind == "bench":
             return measured(*what.split("/"))
         if what == "words" and kind == "claims":
-            return f"\n\n{studies_in_words(studies())}\n\n"
+            return f"\n\n{studies_in_words(judged())}\n\n"
         if kind == "claims":
-            return f"\n\n{overview(load_claims(), studies(), 'reports/claims.md')}\n\n"
+            return f"\n\n{overview(load_claims(), judged(), 'reports/claims.md')}\n\n"
         name, _, profile = what.partition("@")
         runs = results[profile]
         if kind == "conclusions":

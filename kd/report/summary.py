@@ -2,12 +2,12 @@
 
 import pandas as pd
 
-from kd.report.claims import claim_of, marked
+from kd.report.claims import claim_of, first_runs, marked
 from kd.statistics import explored, interval, paired
 
 COLUMNS = [
     "profile", "pair", "row", "n", "epochs", "cost", "mean", "interval", "baseline_epochs",
-    "difference", "difference_interval", "pairs", "p", "claim", "reported", "tier", "source", "note", "not_run",
+    "difference", "difference_interval", "pairs", "p", "claim", "runs", "reported", "tier", "source", "note", "not_run",
 ]  # fmt: skip
 
 
@@ -28,8 +28,8 @@ def summary(runs, table):
 
     The columns are COLUMNS and verdict. n: runs; 0 for a row that nobody can run, with the reason in `not_run`,
     and for one that this profile leaves out. cost: of training, student and teacher, in multiply-adds, over KD's. mean, interval: test accuracy after the last epoch, in percent. difference
-    and what follows: paired by seed, in points, against the table's baseline on the same pair. claim: the one that this
-    comparison tests (kd/report/claims.py), or "". verdict: what the interval alone says, see kd.statistics.explored.
+    and what follows: paired by seed, in points, against the table's baseline on the same pair. claim, runs: the one that this
+    comparison tests (kd/report/claims.py), or "", and its runs. verdict: what the interval alone says, see kd.statistics.explored.
     """
     runs = runs[runs["table"] == table["name"]]
     profile = runs["profile"].iloc[0] if len(runs) else ""
@@ -54,7 +54,7 @@ def summary(runs, table):
                 found = paired(mine.set_index("seed")["top1_last"], reference.set_index("seed")["top1_last"])
                 line |= dict(zip(("difference", "difference_interval", "pairs", "p"), found, strict=True))
                 line["baseline_epochs"] = float(reference["epochs"].mean())
-                line["claim"] = claim_of(table, row, rows[baseline])
+                line |= primary(claim_of(table, row, rows[baseline]), mine, reference)
             lines.append(line)
     lines = pd.DataFrame(lines, columns=COLUMNS).astype({"p": float}).fillna({"claim": "", "note": "", "not_run": ""})
     cells = zip(lines["difference"], lines["difference_interval"], strict=True)
@@ -82,21 +82,27 @@ def teacher_line(runs):
     return {"row": f"the teacher, {name}", "n": 0, "mean": float(found.mode().iloc[0])}
 
 
+def primary(claim, *rows):
+    """The entries of a line that compares the rows for a claim, or for none, ""."""
+    return {"claim": claim, "runs": first_runs(*rows) if claim else ""}
+
+
 def controls(runs, table):
     """The table's rows against their controls: a control is the same run without the ingredient under test.
 
-    A line a pair, row and control, where both ran: pair, row, control, mean, interval, pairs, p, claim, verdict.
+    A line a pair, row and control, where both ran: pair, row, control, mean, interval, pairs, p, claim, runs, verdict.
     """
     runs, lines, rows = runs[runs["table"] == table["name"]], [], {row["row"]: row for row in table["rows"]}
     for pair in runs["pair"].unique():
-        here = runs[runs["pair"] == pair].groupby("row")
-        accuracy = {row: group.set_index("seed")["top1_last"] for row, group in here}
+        here = dict(list(runs[runs["pair"] == pair].groupby("row")))
+        accuracy = {row: group.set_index("seed")["top1_last"] for row, group in here.items()}
         for row in table["rows"]:
             for control in row.get("control", []):
                 if row["row"] in accuracy and control in accuracy:
                     found = paired(accuracy[row["row"]], accuracy[control])
-                    lines.append([pair, row["row"], control, *found, claim_of(table, row, rows[control])])
-    lines = pd.DataFrame(lines, columns=["pair", "row", "control", "mean", "interval", "pairs", "p", "claim"])
+                    tested = primary(claim_of(table, row, rows[control]), here[row["row"]], here[control])
+                    lines.append([pair, row["row"], control, *found, *tested.values()])
+    lines = pd.DataFrame(lines, columns=["pair", "row", "control", "mean", "interval", "pairs", "p", "claim", "runs"])
     return lines.assign(verdict=[explored(*cells) for cells in zip(lines["mean"], lines["interval"], strict=True)])
 
 
@@ -105,4 +111,4 @@ def judged(line):
     said = line["verdict"]
     if said in ("(higher)", "(lower)") and round(line["epochs"]) != round(line["baseline_epochs"]):
         said += f", {line['epochs']:.0f} epochs against {line['baseline_epochs']:.0f}"
-    return marked(said, line["claim"], line["pair"])
+    return marked(line | {"verdict": said})
