@@ -25,7 +25,7 @@ def test_reports(repository):
         assert f"](#{name})" in text and f'<a id="{name}">' in text
     for row in load_table("kd_main")["rows"]:
         assert f"| {row['row']} |" in text
-    assert text.count("Not run on this data set. `run:` in params.yaml says what runs; reports/digits shows every table in full.") == 2 and "| pwkd * iekd |" not in text
+    assert text.count("Not run on this data set. `run:` in params.yaml says what runs.") == 2 and "| pwkd * iekd |" not in text
     assert [path.name for path in (folder / "figures").iterdir()] == ["kd_main.png"]
     assert "93.22" in text and (folder / "figures" / "kd_main.png").stat().st_size > 1000
     for line in text.splitlines():

@@ -144,6 +144,7 @@ def test_dvc_compares_studies(project):
     folder, _ = project
     shown = json.loads(command(folder, "dvc", "metrics", "show", "--json").stdout)[""]["data"]
     assert {Path(name).stem for name in shown} == set(STAGES) and all(found["data"]["KD"] > 0 for found in shown.values())
+    (folder / "scratch").mkdir(exist_ok=True)  # DVC makes the folder itself, not those above it
     command(folder, "dvc", "plots", "show", "-o", str(folder / "scratch" / "plots"))
     page = (folder / "scratch" / "plots" / "index.html").read_text()
     assert page.count('"strokeDash"') == len(STAGES) and '"row": "RCO, one-stage EEI"' in page
