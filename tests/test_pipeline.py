@@ -156,7 +156,7 @@ def test_dvc_compares_studies(project):
     assert changed["params"]["params.yaml"] == {"kd.temperature": {"old": 4.0, "new": 8.0, "diff": 4.0}}
     assert set(changed["metrics"]["reports/smoke/metrics/kd.json"]) <= {"KD"}
     columns = command(folder, "dvc", "exp", "show", "--csv").stdout.splitlines()[0].split(",")
-    assert "kd.temperature" in columns and "KD" in columns and "about" not in columns
+    assert "kd.temperature" in columns and "reports/smoke/metrics/kd.json:KD" in columns and "about" not in columns
     assert ran(command(folder, "dvc", "repro")) == []
 
 
