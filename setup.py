@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-READ = ("tables", "profiles", "searches", "claims", "notebooks", "data.dvc")  # see kd/places.py
+READ = ("tables", "profiles", "searches", "claims", "findings", "notebooks", "data.dvc")  # see kd/places.py
 
 
 class BuildWithFiles(build_py):

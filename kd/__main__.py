@@ -110,14 +110,17 @@ def command_claims(options):
 
 
 def command_lint(options):
-    """Check that notebooks are committed without outputs, and that README's and the claims' numbers are those of the records."""
+    """Check that notebooks are committed without outputs, that README's and the claims' numbers are those of the records, and that
+    every finding holds."""
     from kd.pipeline.notebook import check_clean
     from kd.report.claims_page import write_claims
+    from kd.report.findings import check_findings
     from kd.report.readme import write_readme
 
     complaints = [line for path in sorted((ROOT / "notebooks").glob("*.ipynb")) for line in check_clean(path)]
     if complaints:
         raise ConfigError("; ".join(complaints))
+    check_findings()
     write_readme(check=True)
     write_claims(check=True)
 

@@ -1,95 +1,86 @@
-"""The combined study's sentences follow its numbers."""
+"""Findings: their numbers, their conditions, and what becomes of one that does not hold."""
 
 import pytest
-from made_up import additive, grid, made_up_costs
 
-from kd.report.effects import name_of
-from kd.report.findings import conclusions, coverage, listed
+from kd.errors import ConfigError
+from kd.report import findings
+from kd.report.findings import Finding, Number, Seen, load_findings, sentence
+from kd.report.tables import read_results
+from kd.study.paths import ROOT, STAGES, reports_path
 
-
-def said(accuracy, expected, never=(), spent=None):
-    """The conclusions, after looking for these pieces in them."""
-    found = conclusions(accuracy, spent)
-    text = " ".join(found)
-    for piece in expected:
-        assert piece in text, (piece, text)
-    for piece in never:
-        assert piece not in text, (piece, text)
-    return found
+DIGITS = read_results(reports_path("digits") / "results.csv")
+SEEN = Seen(DIGITS, {"rco": {"anchors": [7, 8, 30], "cosine": 0.5}, "kd": {"cosine": 0.25}}, "rco")
 
 
-def test_a_combination_wins():
-    accuracy = grid(lambda c, k: additive(c, k) + 1.2 * (name_of(c, k) == "rco * (kd + kr)"))
-    expected = (
-        "32 methods, over 6 paired seeds.", "Better than plain KD: `rco * (kd + kr)`", "The highest mean is that of `rco * (kd + kr)`", "a demonstrable gain;",
-        "On average over everything else, ", "`rco` and `kr` raise the accuracy", "lower it", "More than the sum of their parts: `rco * (kd + kr)`.",
-        "Better than each of their parts and than KD: `rco * (kd + kr)`", "At no more than KD's cost, better than KD: `rco * (kd + kr)`", "costs 1.00 times KD's training",
-    )  # fmt: skip
-    found = said(accuracy, expected, spent=made_up_costs(accuracy))
-    assert found[-1] == "So combining pays here, for the combinations named."
+def said(says, holds="True", strict=True):
+    return sentence(Finding(name="a name", says=says, holds=holds), SEEN.names(), "findings/x.yaml, rco", strict)
 
 
-def test_kd_wins():
-    accuracy = grid(lambda c, k: 0.0 if name_of(c, k) == "kd" else -3.0)
-    expected = (
-        "None is demonstrably better than plain KD.", "Plain KD itself has the highest mean", "Nothing that costs no more than KD is demonstrably better than it.",
-        "None is demonstrably better than each of its parts and than KD.", "Worse: ",
-    )  # fmt: skip
-    found = said(accuracy, expected, ("combining pays", "Better than plain KD:"), made_up_costs(accuracy))
-    assert found[-1] == "So with these seeds there is no reason to prefer anything here to plain KD."
+def mean(table, row):
+    return DIGITS[(DIGITS["table"] == table) & (DIGITS["row"] == row)]["top1_last"].mean()
 
 
-def test_nothing_differs():
-    expected = (
-        "None is demonstrably better than plain KD. None is demonstrably worse. For all 32 no difference is shown", "no factor changes the accuracy",
-        "no two parts demonstrably help or hinder", "None of the 24 combinations is demonstrably more than the sum of its parts.",
-    )  # fmt: skip
-    assert said(grid(lambda c, k: 0.0, noise=1.0), expected)[-1].startswith("So with these seeds there is no reason")
+def test_numbers_are_those_of_the_records():
+    assert SEEN.top1("kd_main", "KD") == pytest.approx(mean("kd_main", "KD"))
+    gap = SEEN.over("kd_main", "KD", "student alone")
+    assert gap == pytest.approx(mean("kd_main", "KD") - mean("kd_main", "student alone"))
+    assert gap.low == pytest.approx(gap - gap.half) and gap.low < gap < gap.high
+    line = SEEN.claim("KD over labels")
+    assert line.mean == pytest.approx(float(gap)) and line.verdict in ("supported", "contradicted", "cannot tell")
+    assert SEEN.teacher("kd_main") == pytest.approx(DIGITS["teacher_top1"].dropna().mode().iloc[0])
+    assert SEEN.cost("kd_main", "KD") == 1 and SEEN.seeds("kd_main", "KD") == 10
+    assert SEEN.networks("kd_main") == ("cnn6x16", "cnn3x8")
 
 
-def test_a_single_method_wins():
-    accuracy = grid(lambda c, k: 2.0 * (name_of(c, k) == "rco * kd"))
-    assert said(accuracy, ["Better than plain KD: `rco * kd`."])[-1].startswith("So a method pays here, but combining adds nothing")
+def test_a_sentence_with_its_numbers():
+    assert said("From epoch {fact('anchors')[1]} on, {words(3)} of {len(fact('anchors'))}.") == "From epoch 8 on, three of 3."
+    assert said("{top1('kd_main', 'KD'):.1f} % against {top1('kd_main', 'student alone'):.1f} %") == f"{mean('kd_main', 'KD'):.1f} % against {mean('kd_main', 'student alone'):.1f} %"
+    assert said("{over('kd_main', 'KD', 'student alone')}").startswith("+3.37 ± ")
+    assert said("{max(fact('anchors')[0:2])}") == "8"
+    assert str(Number(1, 0.5)) == "1.00 ± 0.50" and str(Number(1, 0.5, sign=True)) == "+1.00 ± 0.50" and str(Number(1)) == "1.00"
 
 
-def test_only_averages_speak():
-    accuracy = grid(lambda c, k: 0.6 * ("kr" in k), seeds=5, noise=0.3)
-    found = said(accuracy, ["None is demonstrably better than plain KD."])
-    assert "only averages over the grid speak for `kr`" in found[-1]
+def test_a_fact_of_the_place_comes_first():
+    assert SEEN.fact("cosine") == 0.5
+    with pytest.raises(LookupError, match="2 facts"):
+        Seen(DIGITS, {"rco": {"cosine": 1}, "kd": {"cosine": 2}}, "srm").fact("cosine")
 
 
-def test_averages_do_not_speak_for_kd_itself():
-    """That KD improves what stands alone is no reason to prefer anything to plain KD."""
-    accuracy = grid(lambda c, k: 2.0 * ("kd" in k))
-    found = said(accuracy, ["On average over everything else, `kd, added to another alone` raises the accuracy."])
-    assert found[-1] == "So with these seeds there is no reason to prefer anything here to plain KD."
+@pytest.mark.parametrize(
+    ("says", "holds", "words"),
+    [
+        ("x", "top1('kd_main', 'KD') < 50", "'a name' no longer holds: top1('kd_main', 'KD') < 50"),
+        ("{top1('kd_main', 'no such row')}", "True", "cannot be computed (LookupError: kd_main has no row 'no such row' that ran)"),
+        ("x", "claim('no such claim').mean > 0", "the study does not test the claim 'no such claim'"),
+        ("x", "__import__('os')", "cannot be computed (NameError"),
+        ("x", "1 +", "cannot be computed (SyntaxError"),
+    ],
+)
+def test_what_does_not_hold_stops_by_name(says, holds, words):
+    with pytest.raises(ConfigError) as error:
+        said(says, holds)
+    assert words in str(error.value) and str(error.value).startswith("findings/x.yaml, rco: ")
+    assert said(says, holds, strict=False) == ""
 
 
-@pytest.mark.parametrize("cells, sentences", [
-    (["kd"], ["Compared with plain KD (93.36 %): no methods, over 6 paired seeds.", "That is too little to conclude anything."]),
-    (["rco * kd"], ["Plain KD did not run in this study, so that there is nothing to compare with."]),
-])  # fmt: skip
-def test_nothing_to_compare(cells, sentences):
-    accuracy = grid(additive)[cells] if cells != ["kd"] else grid(additive)[cells] * 0 + 93.36
-    assert conclusions(accuracy) == sentences
+def test_all_findings_hold_and_stand_where_a_page_reads_them():
+    findings.check_findings()
+    for path in (ROOT / "findings").glob("*.yaml"):
+        found = load_findings(path.stem)
+        appendices = [file.stem.partition("_")[2] for file in (ROOT / "notebooks").glob("[0-9][0-9][a-z]_*.ipynb")]
+        places = {"readme", "site"} if path.stem == "README" else {"teacher", *STAGES, *appendices, "tables"}
+        assert set(found) <= places, path
+        for place, listed in found.items():
+            assert len({one.name for one in listed}) == len(listed), (path, place)
 
 
-def test_one_seed_concludes_nothing():
-    found = conclusions(grid(additive, seeds=1))
-    assert len(found) == 2 and "too little" in found[1]
-
-
-def test_a_corner_of_the_grid_is_named_as_such():
-    accuracy = grid(additive)[["kd", "kd + srm", "rco * kd", "rco * (kd + srm)"]]
-    expected = (
-        "3 methods, over", "On average over the settings that ran, `rco`", "averaged over: `rco` 2 of 8, `srm` 2 of 12.",
-        "Not estimated, because too little of the grid ran: `pwkd`, `kr`, `iekd` and `kd, added to another alone`.",
-    )  # fmt: skip
-    said(accuracy, expected, ["On average over everything else"])
-    said(accuracy[["kd", "kd + srm"]], [], ["On average", "Two at a time"])
-    assert coverage(grid(additive)) == ""
-
-
-def test_lists():
-    assert listed(["a"]) == "`a`" and listed(["a", "b"]) == "`a` and `b`" and listed("abc") == "`a`, `b` and `c`"
-    assert listed("abcdefgh", most=2) == "`a`, `b` and 6 more"
+def test_a_file_that_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(findings, "FILES", tmp_path)
+    (tmp_path / "findings").mkdir()
+    (tmp_path / "findings" / "digits.yaml").write_text("kd:\n  - {name: x, say: y, holds: 'True'}\n")
+    with pytest.raises(ConfigError, match=r"findings/digits.yaml, kd: 0: unknown key 'say' \(did you mean 'says'\?\)"):
+        load_findings("digits")
+    (tmp_path / "findings" / "digits.yaml").write_text("kd: [\n")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_findings("digits")
+    assert load_findings("cifar10") == {}

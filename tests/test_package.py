@@ -43,7 +43,7 @@ def python(wheel, tmp_path_factory):
 
 def test_the_wheel_has_every_file_that_the_package_reads(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
-    kinds = {"tables": "yaml", "profiles": "yaml", "searches": "yaml", "claims": "yaml", "notebooks": "ipynb"}
+    kinds = {"tables": "yaml", "profiles": "yaml", "searches": "yaml", "claims": "yaml", "findings": "yaml", "notebooks": "ipynb"}
     wanted = [path for folder, ending in kinds.items() for path in (ROOT / folder).rglob(f"*.{ending}")]
     wanted = {f"kd/files/{path.relative_to(ROOT).as_posix()}" for path in [*wanted, ROOT / "data.dvc"]}
     assert wanted == {name for name in held if name.startswith("kd/files/")}

@@ -39,7 +39,7 @@ def test_readme_is_filled_and_drift_is_found(repository):
     with pytest.raises(ConfigError, match="differs"):
         readme.write_readme(check=True, readme=path, results=results)
     for wrong, message in (
-        ("number:kd_main/KD", "1 `<!-- end -->` too many or without a marker that is known: table, claims, conclusions, bench$"),
+        ("number:kd_main/KD", "1 `<!-- end -->` too many or without a marker that is known: table, claims, findings, conclusions, bench$"),
         ("gain:kd_main/KD", "without a marker that is known"),
         ("table:kd_mein", "unknown table 'kd_mein'"),
         ("conclusions:kd", "only the combined study has conclusions"),

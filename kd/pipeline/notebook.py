@@ -173,8 +173,10 @@ def _with_palette(picture):
 # --- execution
 
 
-def run(notebook, out, parameters, environment=None, progress=None, title=None):
+def run(notebook, out, parameters, environment=None, progress=None, title=None, without=()):
     """Execute `notebook` with `parameters` (a dict) in the repository's root; its stable form becomes `out`.
+
+    without: tags of cells that are left out.
 
     environment: more variables for the kernel. progress: the stream that shows what kd.progress says, default
     sys.stderr. title: begins the line with the counts of runs, default the notebook's stem without its number.
@@ -185,7 +187,7 @@ def run(notebook, out, parameters, environment=None, progress=None, title=None):
     if out == notebook.resolve():
         raise ConfigError(f"{out.name}: the result would overwrite the notebook itself: choose another --out")
     source, failed = read(notebook), out.with_suffix(".failed.ipynb")
-    source, parameters = clean(source), checked(source, parameters, notebook.name)
+    source, parameters = clean(left(source, without)), checked(source, parameters, notebook.name)
     if parameters:
         lines = ["# Parameters of this run", *(f"{key} = {value!r}" for key, value in parameters.items())]
         injected = v4.new_code_cell("\n".join(lines), metadata={"tags": ["injected-parameters"]})
@@ -291,19 +293,27 @@ def _is_code(cell):
     return cell.cell_type == "code" and cell.source.strip() and not {"prose", "injected-parameters"} & set(tags(cell))
 
 
+def left(notebook, without):
+    """The notebook without the cells that have one of the tags `without`, a new one."""
+    return v4.new_notebook(cells=[cell for cell in notebook.cells if not set(without) & set(tags(cell))], metadata=notebook.metadata)
+
+
 def script(notebook):
     """The code cells alone, as one text: what a stage depends on, so that editing prose re-runs nothing."""
     marks = ((" parameters" if "parameters" in tags(cell) else "", cell) for cell in notebook.cells if _is_code(cell))
     return "\n".join(f"# %%{mark}\n{cell.source.rstrip()}\n" for mark, cell in marks)
 
 
-def merge_prose(notebook, executed, out, stage="", said=str):
+def merge_prose(notebook, executed, out, stage="", said=str, without=(), findings=()):
     """Write the prose of `notebook` as it is now around the outputs of `executed`: the page to read.
 
     ConfigError if their code differs; `stage` is what it tells to reproduce. A code cell tagged `prose` keeps its
-    output while its text stays the same. said: applied to every output in Markdown.
+    output while its text stays the same. said: applied to every output in Markdown. without: tags of cells that are left out. findings:
+    sentences that stand at the cell tagged `findings`. Cells tagged `hide-input` show their code only when they are opened. Links that
+    lead out of the notebook's folder are written as seen from `out`.
     """
-    path, notebook, executed = Path(notebook).resolve(), read(notebook), read(executed)
+    path, executed = Path(notebook).resolve(), read(executed)
+    notebook = left(read(notebook), without)
     if script(notebook) != script(executed):
         raise ConfigError(f"{path.name}'s code changed since it ran: run `{f'dvc repro {stage}'.strip()}`")
     cells = [v4.new_markdown_cell(f"*generated from {path.parent.name}/{path.name}; edit there*")]
@@ -313,7 +323,35 @@ def merge_prose(notebook, executed, out, stage="", said=str):
             data["text/markdown"] = said(data["text/markdown"])
     asides = {cell.source: cell for cell in executed.cells if "prose" in tags(cell)}
     for cell in notebook.cells:
+        if "findings" in tags(cell):
+            if findings:
+                cells.append(v4.new_markdown_cell("## What we saw\n\n" + "\n".join(f"- {sentence}" for sentence in findings)))
+            continue
+        if cell.cell_type == "markdown":
+            cell.source = relinked(cell.source, path.parent, Path(out).resolve().parent)
         cells.append(ran.pop(0) if _is_code(cell) else asides.get(cell.source, cell))
         if _is_code(cell) and "parameters" in tags(cell):
             cells += [other for other in executed.cells if "injected-parameters" in tags(other)]
-    write(out, dumps(normalise(nbformat.from_dict({"cells": cells}))))
+    page = normalise(nbformat.from_dict({"cells": cells}))
+    for cell in page.cells:
+        if "hide-input" in tags(cell):
+            cell.metadata["jupyter"] = {"source_hidden": True}
+    write(out, dumps(page))
+
+
+def relinked(text, folder, other):
+    """Markdown of a file in `folder` with its links as a file in the folder `other` must have them.
+
+    Links to files beside it stay. A folder of pages may hold a notebook under a longer name, "00_teacher-cnn6x16.ipynb".
+    """
+
+    def link(match):
+        target, hash_, anchor = match[1].partition("#")
+        if "://" in target or not target or target.startswith("mailto:"):
+            return match[0]
+        if not target.startswith("../"):
+            pages = sorted(other.glob(f"{Path(target).stem}-*.ipynb"))
+            return f"]({pages[0].name}{hash_}{anchor})" if pages else match[0]
+        return f"]({Path(os.path.relpath(folder / target, other)).as_posix()}{hash_}{anchor})"
+
+    return re.sub(r"\]\(([^)\s]+)\)", link, text)

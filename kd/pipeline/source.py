@@ -12,14 +12,14 @@ from kd.methods import CURRICULA, KNOWLEDGE
 from kd.pipeline.notebook import read, script
 from kd.program import closure, file_of, imports, program
 from kd.report.claims import load_claims
-from kd.study.paths import STAGES, notebook_path
+from kd.study.paths import STAGES, appendix_paths, notebook_path
 from kd.study.store import module_of
 from kd.study.tables import load_table, table_names
 
 
 def program_of_stage(stage):
     """All that a stage's page is drawn by, as text: the notebook's code, what it imports, and the methods of its tables."""
-    code = script(read(notebook_path(stage)))
+    code = "".join(script(read(path)) for path in (notebook_path(stage), *appendix_paths(stage)))
     names = set(re.findall(r"\bkd\.([A-Za-z]\w*)", code))
     modules = imports(code) + [module for module, held in WHERE.items() if names & set(held) and file_of(module)]
     rows = [row for name in table_names(stage) for row in load_table(name)["rows"]]

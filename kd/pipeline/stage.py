@@ -15,15 +15,27 @@ from kd.pipeline.source import write_programs
 from kd.processes import alone, sweep_files, temporary_folder
 from kd.progress import relayed, say
 from kd.report.claims import decided
+from kd.report.findings import as_published, read_facts, sentences
 from kd.report.tables import read_results
 from kd.study.checks import check_runs
 from kd.study.metrics import write_metrics
 from kd.study.parameters import check_name, study_parameters
-from kd.study.paths import FILES, ROOT, STAGES, executed_path, images_path, notebook_path, reports_path, runs_path
+from kd.study.paths import (
+    FILES,
+    ROOT,
+    STAGES,
+    appendix_paths,
+    executed_path,
+    images_path,
+    notebook_path,
+    reports_path,
+    runs_path,
+)
 from kd.study.plan import Planned
 from kd.study.search import run_search
 from kd.study.settings import check_files_allowed, settings
 from kd.study.study import teach_supernet
+from kd.study.tables import asked_rows, load_table, table_names
 from kd.teachers import SubNetworks
 
 
@@ -83,7 +95,8 @@ def make_programs():
 def make_teacher(network):
     """Stage teacher: a network trained on the labels, and its route, in notebook 0."""
     params = study_parameters()
-    execute("teacher", params["teacher"] | {"network": network}, f"{notebook_path('teacher').stem}-{network}", f"teacher {network}")
+    source = notebook_path("teacher")
+    execute(source, params["teacher"] | {"network": network}, f"{source.stem}-{network}", f"teacher {network}")
 
 
 def make_supernet(network):
@@ -110,27 +123,41 @@ def make_runs(stage):
     checked(source, values, notebook_path(stage).name)  # before anything is removed
     settings()  # says at once if a device is not there
     shutil.rmtree(runs_path(params["profile"], stage), ignore_errors=True)  # records of an earlier run; the store has them all
-    execute(stage, values, notebook_path(stage).stem, stage)
+    without = unasked(params)
+    execute(notebook_path(stage), values, title=stage, without=without)
+    for path in appendix_paths(stage):
+        known = declared(notebook.read(path))
+        execute(path, {key: value for key, value in values.items() if key in known}, title=stage, without=without)
     write_metrics(params["profile"], stage)
 
 
 def make_tables():
     """Stage tables: results.csv, tables.md and figures, in notebook 8."""
-    execute("tables", {}, notebook_path("tables").stem, "tables")
+    execute(notebook_path("tables"), {}, title="tables", without=unasked(study_parameters()))
 
 
-def execute(stage, values, name, title):
-    """Run a stage's notebook as the pipeline does."""
-    out = executed_path(study_parameters()["profile"], name)
+def execute(path, values, name=None, title="", without=()):
+    """Run a notebook as the pipeline does. name: of the executed one, where it differs."""
+    out = executed_path(study_parameters()["profile"], name or path.stem)
     check_writable(out)
-    notebook.run(notebook_path(stage), out, values, title=title)
+    notebook.run(path, out, values, title=title, without=without)
+
+
+def unasked(params):
+    """The tags of cells that speak of a table which the parameters do not ask for, "needs-TABLE"."""
+    return {f"needs-{name}" for name in table_names() if not asked_rows(load_table(name), params)}
 
 
 def make_pages():
-    """Stage pages: today's prose with the last run's outputs, for every notebook that ran, and the claims' verdicts in its tables."""
-    profile = study_parameters()["profile"]
+    """Stage pages: today's prose with the last run's outputs, for every notebook that ran, the claims' verdicts in its tables, and on
+    top what was seen."""
+    params = study_parameters()
+    profile = params["profile"]
     verdicts = partial(decided, lines=read_results(reports_path(profile) / "claims.csv"))
+    runs, facts, strict = read_results(reports_path(profile) / "results.csv"), read_facts(profile), as_published()
     for path in sorted((FILES / "notebooks").glob("*.ipynb")):
+        stage = path.stem.split("_")[1]
+        saw = sentences(profile, path.stem.partition("_")[2], runs, facts, strict)
         executed = executed_path(profile, path.stem).parent.glob(f"{path.stem}*.ipynb")
         for run in sorted(run for run in executed if not run.name.endswith(".failed.ipynb")):
-            notebook.merge_prose(path, run, reports_path(profile) / "notebooks" / run.name, path.stem.partition("_")[2], verdicts)
+            notebook.merge_prose(path, run, reports_path(profile) / "notebooks" / run.name, stage, verdicts, unasked(params), saw)

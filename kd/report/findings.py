@@ -1,160 +1,244 @@
-"""The combined study in words: sentences computed from its numbers alone."""
+"""Findings: what came out of a study, in sentences that are tested as code is.
 
-from kd.report import effects
+findings/PROFILE.yaml has them by place, a stage's name or `tables`; findings/README.yaml those of several studies:
+
+    rco:
+      - name: the route does not pay
+        says: "Along the route a student is {over('rco_headline', 'RCO, one-stage EEI', 'KD')} points better than ..."
+        holds: claim('RCO over KD').verdict == 'contradicted'
+
+In braces, and in `holds`, stand Python expressions over what `Seen` offers. A finding that does not hold stops its page, by name.
+"""
+
+import json
+import math
+import re
+from functools import cached_property
+
+import yaml
+
+from kd.errors import ConfigError, Section, several, validated
+from kd.report import claims
 from kd.report.markdown import plus_minus
+from kd.report.summary import summary
+from kd.report.tables import read_results
+from kd.statistics import paired
+from kd.study.paths import FILES, ROOT, reports_path
+from kd.study.profiles import unedited
+from kd.study.tables import load_table
+
+WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+BUILT_IN = {f.__name__: f for f in (abs, all, any, len, max, min, range, round, sorted, sum, zip)}
+EXPRESSION = re.compile(r"\{([^{}]+?)(?::([^{}:'\"()\[\]]+))?\}")
 
 
-def conclusions(accuracy, spent=None):
-    """The study's conclusions, a list of sentences.
+class Finding(Section):
+    """A sentence, and the condition under which it is true."""
 
-    accuracy: of `effects.accuracies`. spent: of kd.report.cost.costs, or None. "Better" and "worse" mean that the
-    interval excludes zero, also after Holm's correction within the family of comparisons.
+    name: str
+    says: str
+    holds: str
+
+
+class Number(float):
+    """A mean with half of its 95 % interval (nan without one), in the unit of what it is of; str() has both."""
+
+    def __new__(cls, mean, half=math.nan, sign=False):
+        number = super().__new__(cls, mean)
+        number.half, number.sign = float(half), sign
+        return number
+
+    @property
+    def low(self):
+        return self - self.half
+
+    @property
+    def high(self):
+        return self + self.half
+
+    def __str__(self):
+        return plus_minus(float(self), self.half, self.sign)
+
+    def __format__(self, spec):
+        return format(float(self), spec) if spec else str(self)
+
+
+class Judged:
+    """A claim in a study: the columns of kd.report.claims.judge as attributes; str() has the effect, in points."""
+
+    def __init__(self, line):
+        vars(self).update(line)
+
+    def __str__(self):
+        return plus_minus(self.mean, self.half_width, sign=True)
+
+
+class Seen:
+    """What findings may speak of, from a study's committed results.
+
+    runs: the DataFrame of results.csv. facts: {stage: {name: value}}, what notebooks saw (facts.json). place: the stage whose
+    facts are meant where several have one of a name. Everything is of the table's first pair of networks.
     """
-    if "kd" not in accuracy:
-        return ["Plain KD did not run in this study, so that there is nothing to compare with."]
-    gains = effects.gains(accuracy)
-    better = with_verdict(gains, "better")
-    compared = f"{counted(len(gains), 'method')}, over {counted(len(accuracy), 'paired seed')}"
-    opening = f"Compared with plain KD ({accuracy['kd'].mean():.2f} %): {compared}."
-    if len(accuracy) < 2 or not len(gains):
-        return [opening, "That is too little to conclude anything."]
-    stronger = [name for name in with_verdict(effects.beyond_each_part(accuracy), "better") if name in better]
-    sentences = [
-        opening,
-        f"Better than plain KD: {listed(better)}." if better else "None is demonstrably better than plain KD.",
-        f"Worse: {listed(worse)}." if (worse := with_verdict(gains, "worse")) else "None is demonstrably worse.",
-        undecided(gains),
-        highest_mean(gains),
-        averages(accuracy),
-        two_at_a_time(accuracy),
-        coverage(accuracy),
-        *sums(accuracy, stronger),
-        *costs(better, spent),
-        advice(accuracy, better, stronger),
-    ]
-    return [sentence for sentence in sentences if sentence]
+
+    def __init__(self, runs, facts=None, place=""):
+        self.runs, self.facts, self.place, self.tables = runs, facts or {}, place, {}
+
+    def _lines(self, table):
+        if table not in self.tables:
+            mine = self.runs[self.runs["table"] == table]
+            first = mine[mine["pair"] == mine["pair"].iloc[0]] if len(mine) else mine
+            self.tables[table] = {line["row"]: line for line in summary(first, load_table(table)).to_dict("records")}
+        return self.tables[table]
+
+    def _line(self, table, row):
+        line = self._lines(table).get(row)
+        if line is None or not line["n"]:
+            raise LookupError(f"{table} has no row {row!r} that ran")
+        return line
+
+    def _accuracy(self, table, row):
+        self._line(table, row)
+        mine = self.runs[(self.runs["table"] == table) & (self.runs["row"] == row)]
+        return mine[mine["pair"] == mine["pair"].iloc[0]].set_index("seed")["top1_last"]
+
+    @cached_property
+    def _judged(self):
+        return {line["claim"]: Judged(line) for line in claims.judge(self.runs).to_dict("records")}
+
+    def top1(self, table, row):
+        """Test accuracy of a row after the last epoch, in percent."""
+        line = self._line(table, row)
+        return Number(line["mean"], line["interval"])
+
+    def over(self, table, row, other):
+        """A row's accuracy over another's, paired by seed, in points."""
+        mean, half, *_ = paired(self._accuracy(table, row), self._accuracy(table, other))
+        return Number(mean, half, sign=True)
+
+    def claim(self, name):
+        """What the study says of a claim; LookupError where it does not test it."""
+        if name not in self._judged:
+            raise LookupError(f"the study does not test the claim {name!r}")
+        return self._judged[name]
+
+    def teacher(self, table):
+        """Test accuracy of a table's teacher, in percent."""
+        return Number(next(line["mean"] for row, line in self._lines(table).items() if row.startswith("the teacher")))
+
+    def cost(self, table, row):
+        """Multiply-adds of training over those of plain KD."""
+        return self._line(table, row)["cost"]
+
+    def epochs(self, table, row):
+        return round(self._line(table, row)["epochs"])
+
+    def seeds(self, table, row):
+        return self._line(table, row)["n"]
+
+    def networks(self, table):
+        """(teacher, student), the names of their networks."""
+        return tuple(self.runs.loc[self.runs["table"] == table, "pair"].iloc[0].split(" -> "))
+
+    def fact(self, name):
+        """What a notebook saw (kd.Study.saw): of this place, else of the one stage that saw something of this name."""
+        found = [facts[name] for stage, facts in self.facts.items() if name in facts and (stage == self.place or name not in self.facts.get(self.place, {}))]
+        if len(found) != 1:
+            raise LookupError(f"{len(found)} facts are called {name!r}")
+        return found[0]
+
+    def names(self):
+        """The names that expressions may use."""
+        mine = ("top1", "over", "claim", "teacher", "cost", "epochs", "seeds", "networks", "fact")
+        return {**BUILT_IN, "words": words, **{name: getattr(self, name) for name in mine}}
 
 
-def undecided(gains):
-    """How many methods are neither better nor worse than KD, and which of them only the correction leaves undecided."""
-    rest = gains[~gains["verdict"].isin(["better", "worse"])]
-    if not len(rest):
-        return ""
-    text = f"For {'the other ' if len(rest) < len(gains) else 'all '}{len(rest)} no difference is shown"
-    before = with_verdict(gains, "not after correction")
-    return f"{text}; before Holm's correction {listed(before)} would have stood out." if before else f"{text}."
+def words(number):
+    """3 -> "three"; what is above twelve stays a number."""
+    return WORDS[number] if 0 <= number < len(WORDS) else f"{number:,}"
 
 
-def highest_mean(gains):
-    top = gains.loc[gains["mean"].idxmax()]
-    if top["mean"] <= 0:
-        return "Plain KD itself has the highest mean, or shares it."
-    kinds = {"better": "a demonstrable gain", "not after correction": "no demonstrable gain after correction"}
-    gap = plus_minus(top["mean"], top["interval"], sign=True)
-    kind = kinds.get(top["verdict"], "no demonstrable gain")
-    highest = f"The highest mean is that of `{top['name']}`: {gap} points over KD, {kind}"
-    return f"{highest}; as the highest of {len(gains)} it is probably overstated."
+def facts_path(profile):
+    """Where the facts of a profile's notebooks lie, which are committed."""
+    return reports_path(profile) / "facts.json"
 
 
-def averages(accuracy):
-    """What the main effects say."""
-    family = effects.main_effects(accuracy)
-    if not len(family):
-        return ""
-    clauses = []
-    if up := with_verdict(family, "better"):
-        clauses.append(f"{listed(up)} {'raise' if len(up) > 1 else 'raises'} the accuracy")
-    if down := with_verdict(family, "worse"):
-        clauses.append(f"{listed(down)} {'lower' if len(down) > 1 else 'lowers'} it")
-    over = "the settings that ran" if coverage(accuracy) else "everything else"
-    return f"On average over {over}, {', and '.join(clauses) or 'no factor changes the accuracy demonstrably'}."
+def read_facts(profile):
+    """{stage: {name: value}}; {} of a study from before there were any."""
+    path = facts_path(profile)
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
-def two_at_a_time(accuracy):
-    """What the interactions say."""
-    family = effects.interactions(accuracy)
-    if not len(family):
-        return ""
-    clauses = []
-    if more := with_verdict(family, "better"):
-        clauses.append(f"{listed(more)} {'add' if len(more) > 1 else 'adds'} more together than apart")
-    if less := with_verdict(family, "worse"):
-        clauses.append(f"{listed(less)} {'add' if len(less) > 1 else 'adds'} less together than apart")
-    return f"Two at a time, {', and '.join(clauses) or 'no two parts demonstrably help or hinder each other'}."
+def load_findings(name):
+    """{place: [Finding, ...]} of findings/NAME.yaml; {} without such a file. ConfigError for what is no such file."""
+    path = FILES / "findings" / f"{name}.yaml"
+    if not path.exists():
+        return {}
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"findings/{path.name} is not YAML ({' '.join(str(error).split())}); mend it") from None
+    return {place: validated(several(Finding), found, f"findings/{path.name}, {place}") for place, found in (values or {}).items()}
 
 
-def coverage(accuracy):
-    """What is averaged over and what cannot be estimated where only a corner of the grid ran; "" when all of it did."""
-    counts = effects.estimated(accuracy)
-    some = [f"`{name}` {ran} of {settings}" for name, (ran, settings) in counts.items() if 0 < ran < settings]
-    none = [name for name, (ran, _) in counts.items() if not ran]
-    sentences = []
-    if some:
-        sentences.append(f"Settings of the other factors that ran and are averaged over: {', '.join(some)}.")
-    if none:
-        sentences.append(f"Not estimated, because too little of the grid ran: {listed(none)}.")
-    return " ".join(sentences)
+def sentences(profile, place, runs, facts=None, strict=True):
+    """The findings of a profile's place as a list of sentences: all of them.
+
+    strict: raise ConfigError, with its name, for one that does not hold; else it is left out, as where somebody changes a parameter
+    to see what else may come out.
+    """
+    names = Seen(runs, facts, place).names()
+    found = load_findings(profile).get(place, ())
+    return [said for one in found if (said := sentence(one, names, f"findings/{profile}.yaml, {place}", strict))]
 
 
-def sums(accuracy, stronger):
-    """Combinations against the sum of their parts and each part. stronger: those better than each part and KD."""
-    family = effects.beyond_the_sum(accuracy)
-    if not len(family):
-        return []
-    more, less = with_verdict(family, "better"), with_verdict(family, "worse")
-    none = "The one combination is not" if len(family) == 1 else f"None of the {len(family)} combinations is"
-    return [
-        f"More than the sum of their parts: {listed(more)}."
-        if more
-        else f"{none} demonstrably more than the sum of its parts.",
-        f"Less than the sum: {listed(less)}." if less else "",
-        f"Better than each of their parts and than KD: {listed(stronger)}."
-        if stronger
-        else "None is demonstrably better than each of its parts and than KD.",
-    ]
+def as_published():
+    """Whether params.yaml is word for word its profile's: then all findings must hold."""
+    path = ROOT / "params.yaml"
+    return path.exists() and unedited(path.read_text(encoding="utf-8", errors="replace"))
 
 
-def costs(better, spent):
-    """Which of the better methods cost no more than KD, and what the best one costs."""
-    if spent is None:
-        return []
-    cost = spent.set_index("name")["cost"]
-    cheap = [name for name in better if cost[name] <= 1 + 1e-9]
-    return [
-        f"At no more than KD's cost, better than KD: {listed(cheap)}."
-        if cheap
-        else "Nothing that costs no more than KD is demonstrably better than it.",
-        f"The best of the better ones, `{better[0]}`, costs {cost[better[0]]:.2f} times KD's training."
-        if better
-        else "",
-    ]
+def sentence(finding, names, place, strict=True):
+    """A Finding's sentence with its numbers; "" for one that does not hold where that is no error."""
+
+    def number(match):
+        return format(evaluated(match[1], names), match[2] or "")
+
+    try:
+        if evaluated(finding.holds, names):
+            return EXPRESSION.sub(number, finding.says)
+        problem = f"no longer holds: {finding.holds}"
+    except Exception as error:  # an expression may fail in any way
+        problem = f"cannot be computed ({type(error).__name__}: {' '.join(str(error).split())})"
+    if strict:
+        raise ConfigError(f"{place}: {finding.name!r} {problem}; see what came out, and write down what is true")
+    return ""
 
 
-def advice(accuracy, better, stronger):
-    """The last sentence: what to do."""
-    if stronger:
-        return "So combining pays here, for the combinations named."
-    if better:
-        return "So a method pays here, but combining adds nothing that these runs could show over its best part."
-    if raising := [name for name in with_verdict(effects.main_effects(accuracy), "better") if name != effects.ADDED_KD]:
-        alone = "So no single method is demonstrably better than plain KD with these seeds"
-        return f"{alone}; only averages over the grid speak for {listed(raising)}."
-    return "So with these seeds there is no reason to prefer anything here to plain KD."
+def evaluated(expression, names):
+    """The value of a Python expression over `names` and nothing else."""
+    return eval(expression, {"__builtins__": {}, **names})
 
 
-def with_verdict(family, verdict):
-    """The names of a family's comparisons with that verdict, the largest difference first."""
-    lines = family[family["verdict"] == verdict]
-    return list(lines.loc[lines["mean"].abs().sort_values(ascending=False, kind="stable").index, "name"])
+def of_studies(place):
+    """The findings of findings/README.yaml at a place: sentences over several studies, each called by its profile's name.
+
+    digits.top1("kd_main", "KD") is of the profile digits; dashes in a profile's name become underscores.
+    """
+    studies = {path.parent.name: Seen(read_results(path), read_facts(path.parent.name)) for path in sorted(reports_path("").glob("*/results.csv"))}
+    names = {**BUILT_IN, "words": words, **{profile.replace("-", "_"): seen for profile, seen in studies.items()}}
+    return [sentence(one, names, f"findings/README.yaml, {place}") for one in load_findings("README").get(place, ())]
 
 
-def listed(names, most=6):
-    """ "`kr`, `srm` and `iekd`"; of more than `most` names the first, and how many more there are."""
-    quoted = [f"`{name}`" for name in names]
-    if len(quoted) > most:
-        return f"{', '.join(quoted[:most])} and {len(quoted) - most} more"
-    return " and ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))
+def as_list(found):
+    """Sentences as a Markdown list; "" for none."""
+    return "".join(f"- {sentence}\n" for sentence in found)
 
 
-def counted(number, noun):
-    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
+def check_findings():
+    """ConfigError for the first finding that the committed results do not bear out, of any study."""
+    for path in sorted(reports_path("").glob("*/results.csv")):
+        profile, runs = path.parent.name, read_results(path)
+        for place in load_findings(profile):
+            sentences(profile, place, runs, read_facts(profile))
+    for place in load_findings("README"):
+        of_studies(place)

@@ -1,18 +1,19 @@
-"""A profile's reports: results.csv, claims.csv, tables.md with every table and how to read them, and a figure a table."""
+"""A profile's reports: results.csv, claims.csv, facts.json, tables.md with every table and how to read them, and a figure a table."""
 
 import io
+import json
 
 import matplotlib.pyplot as plt
 
 from kd.checkpoints import write_atomically
-from kd.report import claims, effects, figures
-from kd.report.findings import conclusions
+from kd.report import claims, effects, figures, findings
+from kd.report.conclusions import conclusions
 from kd.report.markdown import grid_of
 from kd.report.summary import controls
 from kd.report.tables import load_records, names, read_results, render
 from kd.study import profiles
 from kd.study.parameters import study_parameters
-from kd.study.paths import STAGES, reports_path, scratch_unless_pipeline, teacher_path
+from kd.study.paths import STAGES, reports_path, runs_path, scratch_unless_pipeline, teacher_path
 from kd.study.records import COLUMNS
 from kd.study.runs import open_teacher
 from kd.study.tables import load_table
@@ -49,13 +50,15 @@ def small_png(figure, colours=24):
 
 
 def write_reports(folder=None):
-    """Write results.csv, claims.csv, tables.md and figures/ of the profile in force. Returns the DataFrame of all runs.
+    """Write results.csv, claims.csv, facts.json, tables.md and figures/ of the profile in force. Returns the DataFrame of all runs.
 
     folder: default `reports_folder`. The tables come from results.csv as written, rounding included, so that whoever
     reads that file gets the same numbers.
     """
     params, folder = study_parameters(), folder or reports_folder()
     runs, _ = load_records(params["profile"])
+    facts = facts_of(params["profile"])
+    write_atomically(folder / "facts.json", json.dumps(facts, indent=1, sort_keys=True) + "\n")
     runs = runs.sort_values(["table", "pair", "row", "seed"], kind="stable")
     write_atomically(folder / "results.csv", runs.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     runs = read_results(folder / "results.csv")
@@ -66,8 +69,15 @@ def write_reports(folder=None):
     with plt.rc_context():
         figures.style()
         sections = {name: claims.decided(section(name, runs, folder), judged) for name in names()}
-    write_atomically(folder / "tables.md", page(params, runs, sections))
+    saw = findings.sentences(params["profile"], "tables", runs, facts, strict=findings.as_published())
+    write_atomically(folder / "tables.md", page(params, runs, sections, saw))
     return runs
+
+
+def facts_of(profile):
+    """{stage: {name: value}}: what the profile's notebooks saw."""
+    paths = {stage: runs_path(profile, stage) / "facts.json" for stage in STAGES}
+    return {stage: json.loads(path.read_text()) for stage, path in paths.items() if path.exists()}
 
 
 def section(name, runs, folder):
@@ -89,8 +99,8 @@ def section(name, runs, folder):
     return f'<a id="{name}"></a>\n\n{body}'
 
 
-def page(params, runs, sections):
-    """tables.md: what must be known of the study, contents, sections {table name: Markdown}, columns of results.csv."""
+def page(params, runs, sections, saw=()):
+    """tables.md: what must be known of the study and what was seen, contents, sections {table name: Markdown}, columns of results.csv."""
     about = "".join(f"- {line}\n" for line in profiles.about(params["profile"]))
     contents, chapters = [], []
     for stage, title in STAGES.items():
@@ -101,6 +111,7 @@ def page(params, runs, sections):
     head = [
         f"# Every table: {params['profile']}\n",
         about,
+        f"## What we saw\n\n{findings.as_list(saw)}" if saw else "",
         HOW_TO_READ.format(runs=runs["key"].nunique()),
         f"{teachers}\n" if teachers else "",
     ]

@@ -10,15 +10,16 @@ from kd.checkpoints import write_atomically
 from kd.errors import ConfigError
 from kd.report.claims import decided, judge, load_claims
 from kd.report.claims_page import overview, studies, studies_in_words
+from kd.report.conclusions import conclusions
 from kd.report.effects import accuracies
-from kd.report.findings import conclusions
+from kd.report.findings import as_list, of_studies
 from kd.report.markdown import markdown_body
 from kd.report.summary import controls, summary
 from kd.report.tables import read_results
 from kd.study.paths import ROOT, reports_path
 from kd.study.tables import load_table
 
-KINDS = ("table", "claims", "conclusions", "bench")
+KINDS = ("table", "claims", "findings", "conclusions", "bench")
 MARKER = re.compile(rf"<!-- ({'|'.join(KINDS)}):(.+?) -->(.*?)<!-- end -->", re.DOTALL)
 
 
@@ -28,6 +29,7 @@ def filled(text, results):
     <!-- table:NAME --> a table <!-- end -->
     <!-- claims:words --> a line a study: which claims hold <!-- end -->
     <!-- claims:all --> every claim and what each study says of it <!-- end -->
+    <!-- findings:PLACE --> sentences of findings/README.yaml <!-- end -->
     <!-- conclusions:combined --> sentences <!-- end -->
     <!-- bench:PAIR/VARIANT/COLUMN -->73.6<!-- end -->      of the rows "steps" in reports/benchmark.csv
 
@@ -39,6 +41,8 @@ def filled(text, results):
     def content(kind, what):
         if kind == "bench":
             return measured(*what.split("/"))
+        if kind == "findings":
+            return f"\n\n{as_list(of_studies(what))}\n"
         if what == "words" and kind == "claims":
             return f"\n\n{studies_in_words(judged())}\n\n"
         if kind == "claims":

@@ -5,7 +5,7 @@ import textwrap
 import pandas as pd
 
 from kd.errors import ConfigError, nearest
-from kd.report import effects, findings
+from kd.report import conclusions, effects
 from kd.report.claims import CONTRADICTED, OPEN, SUPPORTED, judge, load_claims
 from kd.report.claims_page import contrast_in_words, in_words, studies
 from kd.report.markdown import plus_minus
@@ -161,7 +161,7 @@ def combined_study(runs):
     """The combined study's first three conclusions and its last; nothing where it did not run."""
     if not runs["method"][runs["table"] == "combined"].isin(effects.cells()).any():
         return []
-    found = findings.conclusions(effects.accuracies(runs))
+    found = conclusions.conclusions(effects.accuracies(runs))
     chosen = [*found[:3], found[-1]] if len(found) > 4 else found
     lines = [line for sentence in chosen for line in wrapped(sentence.replace("`", ""), "- ")]
     return ["All methods and their sums, at equal epochs (notebook 07):", *lines, ""]

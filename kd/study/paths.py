@@ -53,7 +53,12 @@ def reports_path(profile):
 
 def notebook_path(stage):
     """The notebook of a stage, as it is written: notebooks/04_rco.ipynb for "rco"."""
-    return next((FILES / "notebooks").glob(f"[0-9][0-9]_{stage}.ipynb"))
+    return next((FILES / "notebooks").glob(f"[0-9][0-9]*_{stage}.ipynb"))
+
+
+def appendix_paths(stage):
+    """The notebooks that a stage executes behind its own: notebooks/03a_srm_readings.ipynb for "srm"."""
+    return sorted((FILES / "notebooks").glob(f"[0-9][0-9][a-z]_{stage}_*.ipynb"))
 
 
 def scratch_unless_pipeline(path):

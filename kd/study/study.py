@@ -78,6 +78,16 @@ def changed(recipe, **changes):
     return recipe.replace(**{key: value for key, value in changes.items() if value is not None})
 
 
+def rounded(value):
+    """A nest of JSON values whose floats have six digits; tensors and NumPy's numbers become Python's."""
+    if isinstance(value, dict):
+        return {str(key): rounded(one) for key, one in value.items()}
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, list | tuple):
+        return [rounded(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 class Study:
     """One stage's part of the study: its tables' runs under the parameters in force.
 
@@ -184,10 +194,11 @@ class Study:
     def run(self, *names, only=()):
         """Train what the tables need and the store does not have. Returns the tables' records as a DataFrame (kd.study.records.frame).
 
-        only: names of methods as in "rco * (kd + srm)"; rows of other methods are left out. Empty: all rows.
+        names: of tables; none: all of this stage. only: names of methods as in "rco * (kd + srm)"; rows of other methods are left out.
+        Empty: all rows.
         """
         wanted, rows = {}, []
-        for table in map(load_table, names):
+        for table in map(load_table, names or table_names(self.stage)):
             asked = asked_rows(table, self.params)
             for row, pair, run, paths in self.runs(table):
                 key = key_of(run)
@@ -245,6 +256,15 @@ class Study:
         lines = [json.dumps(self.records[key], sort_keys=True) for key in sorted(self.records)]
         checkpoints.write_atomically(self.folder / "records.jsonl", "".join(line + "\n" for line in lines))
         checkpoints.write_atomically(self.folder / "rows.json", json.dumps(self.rows, indent=0, sort_keys=True))
+
+    def saw(self, **facts):
+        """Keep what a notebook saw, numbers, texts or lists of them, beside this stage's records, for sentences about the study.
+
+        Numbers are kept with six digits. What a stage's notebook and its appendices saw stands in one file.
+        """
+        path = self.folder / "facts.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        checkpoints.write_atomically(path, json.dumps({**known, **rounded(facts)}, indent=1, sort_keys=True) + "\n")
 
     def row_of(self, table, row, seed=0, pair=None):
         """(run, pair) of a table's row."""
