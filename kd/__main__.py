@@ -103,7 +103,7 @@ def command_readme(options):
 
 
 def command_claims(options):
-    """Write reports/claims.md, claims.csv and claims.svg from all committed results: every claim, in every study."""
+    """Write reports/claims.md, claims.csv and their pictures from all committed results: every claim, in every study."""
     from kd.report.claims_page import write_claims
 
     write_claims(check=options.check)

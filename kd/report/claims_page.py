@@ -1,4 +1,4 @@
-"""reports/claims.md, claims.csv and claims.svg: every claim, what its paper reports, and what each study says of it."""
+"""reports/claims.md, claims.csv, claims.svg and answer.svg: every claim, what its paper reports, and what each study says of it."""
 
 import io
 
@@ -9,7 +9,7 @@ import pandas as pd
 from kd.checkpoints import write_atomically
 from kd.errors import ConfigError
 from kd.report.claims import CONTRADICTED, OPEN, SUPPORTED, judge, load_claims
-from kd.report.figures import COLOURS, style
+from kd.report.figures import style
 from kd.report.markdown import grid_of, joined, plus_minus
 from kd.report.tables import read_results
 from kd.study.paths import ROOT
@@ -17,7 +17,9 @@ from kd.study.tables import load_table
 
 REPORTS = ROOT / "reports"
 MARKS = {SUPPORTED: "✓", CONTRADICTED: "✗", OPEN: "?"}
+ANSWER = ("KD over labels", "KR over KD", "SRM over KD", "RCO over KD", "IE-FT over FT", "PWKD over KD")  # of each paper what it is about
 EARLIER = ("cifar10-jpeg", "tinyimagenet100-32")  # studies that ran before claims/ was written
+LOOKS = [("#CC79A7", "o"), ("#E69F00", "s"), ("#56B4E9", "^"), ("#000000", "v")]  # colour and marker of a study; no part of a method has them
 REACH = 6.0  # points that the figure shows to either side; what lies beyond stands at its edge with its value
 HEAD = """\
 # What the papers claim, and what these studies say of it
@@ -149,20 +151,21 @@ def detail(name, claim, cells, columns):
 
 
 def draw(claims, found):
-    """claims.svg as text: an interval a claim and study, the reported effect as an open diamond, all in points of top-1."""
+    """A picture as SVG text: an interval a claim and study, the reported effect as an open diamond, all in points of top-1."""
     columns, names = columns_of(found), list(claims)
     with plt.rc_context({"svg.hashsalt": "claims", "svg.fonttype": "path"}):
         style()
         plt.rcParams.update({"svg.hashsalt": "claims"})
-        figure, axis = plt.subplots(figsize=(8, 0.9 + 0.44 * len(names)))
+        figure, axis = plt.subplots(figsize=(8, 1.4 + 0.44 * len(names)))
         axis.axvline(0, color="0.5", linewidth=0.8)
         for number, (column, heading) in enumerate(columns.items()):
             lines = {line["claim"]: line for line in found[column[0]].to_dict("records") if line["pair"] == column[1]}
             offset = 0.56 * ((number + 0.5) / len(columns) - 0.5)
             for place, name in enumerate(names):
                 if name in lines:
-                    interval_at(axis, lines[name], place + offset, COLOURS[number % len(COLOURS)])
-            axis.plot([], [], "o", color=COLOURS[number % len(COLOURS)], label=heading)
+                    interval_at(axis, lines[name], place + offset, *LOOKS[number % len(LOOKS)])
+            colour, marker = LOOKS[number % len(LOOKS)]
+            axis.plot([], [], marker, color=colour, label=heading)
         for place, claim in enumerate(claims.values()):
             if claim["effect"] is not None:
                 axis.plot(claim["effect"], place, "D", color="black", markerfacecolor="none", markersize=7, zorder=1)
@@ -176,7 +179,7 @@ def draw(claims, found):
     return text.getvalue()
 
 
-def interval_at(axis, line, height, colour):
+def interval_at(axis, line, height, colour, marker="o"):
     """An effect with its interval; one outside the figure as an arrow at its edge, with its value."""
     fill = "none" if line["verdict"] == OPEN else colour
     if abs(line["mean"]) > REACH:
@@ -185,11 +188,11 @@ def interval_at(axis, line, height, colour):
         where = {"xytext": (-8 if right else 8, 0), "ha": "right" if right else "left"}
         axis.annotate(f"{line['mean']:+.1f}", (np.sign(line["mean"]) * (REACH - 0.12), height), textcoords="offset points", va="center", fontsize=8, color=colour, **where)
         return
-    axis.errorbar(line["mean"], height, xerr=np.nan_to_num(line["half_width"]), fmt="o", color=colour, markerfacecolor=fill, markersize=5, capsize=2)
+    axis.errorbar(line["mean"], height, xerr=np.nan_to_num(line["half_width"]), fmt=marker, color=colour, markerfacecolor=fill, markersize=5, capsize=2)
 
 
 def write_claims(check=False):
-    """Write the three files from the committed results; with `check` only raise ConfigError where they differ."""
+    """Write the files from the committed results; with `check` only raise ConfigError where they differ."""
     claims, found = load_claims(), studies()
     if not found:
         raise ConfigError("reports/ holds no results.csv that can test a claim; run `make repro` (or `dvc repro`) first")
@@ -200,5 +203,6 @@ def write_claims(check=False):
         if drifted:
             raise ConfigError(f"reports/{' and '.join(drifted)}: not those of the results; run `python -m kd claims`")
         return
-    for name, text in {**files, "claims.svg": draw(claims, found)}.items():
+    pictures = {"claims.svg": draw(claims, found), "answer.svg": draw({name: claims[name] for name in ANSWER if name in claims}, found)}
+    for name, text in {**files, **pictures}.items():
         write_atomically(REPORTS / name, text)

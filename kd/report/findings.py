@@ -28,7 +28,7 @@ from kd.study.profiles import unedited
 from kd.study.tables import load_table
 
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-BUILT_IN = {f.__name__: f for f in (abs, all, any, len, max, min, range, round, sorted, sum, zip)}
+BUILT_IN = {f.__name__: f for f in (abs, all, any, enumerate, len, max, min, range, round, sorted, sum, zip)}
 EXPRESSION = re.compile(r"\{([^{}]+?)(?::([^{}:'\"()\[\]]+))?\}")
 
 
@@ -121,6 +121,10 @@ class Seen:
             raise LookupError(f"the study does not test the claim {name!r}")
         return self._judged[name]
 
+    def claims(self):
+        """The names of the claims that the study tests."""
+        return list(self._judged)
+
     def teacher(self, table):
         """Test accuracy of a table's teacher, in percent."""
         return Number(next(line["mean"] for row, line in self._lines(table).items() if row.startswith("the teacher")))
@@ -148,7 +152,7 @@ class Seen:
 
     def names(self):
         """The names that expressions may use."""
-        mine = ("top1", "over", "claim", "teacher", "cost", "epochs", "seeds", "networks", "fact")
+        mine = ("top1", "over", "claim", "claims", "teacher", "cost", "epochs", "seeds", "networks", "fact")
         return {**BUILT_IN, "words": words, **{name: getattr(self, name) for name in mine}}
 
 

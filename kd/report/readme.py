@@ -1,4 +1,4 @@
-"""README.md's numbers, written from the committed reports between markers: `python -m kd readme`."""
+"""The numbers of README.md and of docs/, written from the committed reports between markers: `python -m kd readme`."""
 
 import re
 from functools import cache
@@ -23,7 +23,7 @@ KINDS = ("table", "claims", "findings", "conclusions", "bench")
 MARKER = re.compile(rf"<!-- ({'|'.join(KINDS)}):(.+?) -->(.*?)<!-- end -->", re.DOTALL)
 
 
-def filled(text, results):
+def filled(text, results, place="README.md"):
     """`text` with what stands between its markers written anew from the reports. Unknown names raise ConfigError.
 
     <!-- table:NAME --> a table <!-- end -->
@@ -33,14 +33,14 @@ def filled(text, results):
     <!-- conclusions:combined --> sentences <!-- end -->
     <!-- bench:PAIR/VARIANT/COLUMN -->73.6<!-- end -->      of the rows "steps" in reports/benchmark.csv
 
-    NAME@PROFILE is of another profile's reports. results: {profile: DataFrame of its results.csv}, "" the default's.
+    NAME@PROFILE is of another profile's reports. results: {profile: DataFrame of its results.csv}, "" the default's. place: the page, for messages.
     """
 
     judged = cache(studies)
 
     def content(kind, what):
         if kind == "bench":
-            return measured(*what.split("/"))
+            return measured(place, *what.split("/"))
         if kind == "findings":
             return f"\n\n{as_list(of_studies(what))}\n"
         if what == "words" and kind == "claims":
@@ -52,7 +52,7 @@ def filled(text, results):
         if kind == "conclusions":
             if name != "combined":
                 raise ConfigError(
-                    f"README.md: {kind}:{what}: only the combined study has conclusions; write conclusions:combined"
+                    f"{place}: {kind}:{what}: only the combined study has conclusions; write conclusions:combined"
                 )
             return "\n\n" + "".join(f"- {sentence}\n" for sentence in conclusions(accuracies(runs))) + "\n"
         table = load_table(name)
@@ -63,35 +63,36 @@ def filled(text, results):
 
     if stray := text.count("<!-- end -->") - len(MARKER.findall(text)):
         raise ConfigError(
-            f"README.md: {abs(stray)} `<!-- end -->` too many or without a marker that is known: {', '.join(KINDS)}"
+            f"{place}: {abs(stray)} `<!-- end -->` too many or without a marker that is known: {', '.join(KINDS)}"
         )
     return MARKER.sub(lambda match: f"<!-- {match[1]}:{match[2]} -->{content(match[1], match[2])}<!-- end -->", text)
 
 
-def measured(pair, variant, column):
+def measured(place, pair, variant, column):
     """A number of the benchmark's training steps, with three digits."""
     rows = pd.read_csv(ROOT / "reports" / "benchmark.csv")
     rows = rows[(rows["what"] == "steps") & (rows["pair"] == pair) & (rows["variant"] == variant)]
     if len(rows) != 1 or column not in rows:
-        raise ConfigError(f"README.md: reports/benchmark.csv has no {column} of {variant} for {pair}")
+        raise ConfigError(f"{place}: reports/benchmark.csv has no {column} of {variant} for {pair}")
     return f"{rows.iloc[0][column]:.3g}"
 
 
 def write_readme(check=False, readme=None, results=None):
-    """Fill README.md's markers from the committed reports; with `check` only raise ConfigError where they differ.
+    """Fill the markers of README.md and of docs/ from the committed reports; with `check` only raise ConfigError where they differ.
 
-    results: the results.csv of markers that name no profile; default reports/digits/results.csv.
+    readme: one page in place of these. results: the results.csv of markers that name no profile; default reports/digits/results.csv.
     """
-    readme, results = Path(readme or ROOT / "README.md"), Path(results or reports_path("digits") / "results.csv")
-    if not readme.exists():
-        raise ConfigError(f"{readme} is missing")
-    text = readme.read_text()
-    profiles = {match[2].partition("@")[2] for match in MARKER.finditer(text)} - {""}
-    others = {profile: read_results(reports_path(profile) / "results.csv") for profile in profiles}
-    new = filled(text, {"": read_results(results), **others})
-    if check and new != text:
-        pairs = zip(MARKER.finditer(text), MARKER.finditer(new), strict=True)
-        drifted = [f"{old[1]}:{old[2]}" for old, now in pairs if old[3] != now[3]]
-        raise ConfigError(f"README.md differs from {results.name} at {', '.join(drifted)}; run `python -m kd readme`")
-    if not check and new != text:
-        write_atomically(readme, new)
+    results = Path(results or reports_path("digits") / "results.csv")
+    for page in [Path(readme)] if readme else [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        if not page.exists():
+            raise ConfigError(f"{page} is missing")
+        text = page.read_text()
+        profiles = {match[2].partition("@")[2] for match in MARKER.finditer(text)} - {""}
+        others = {profile: read_results(reports_path(profile) / "results.csv") for profile in profiles}
+        new = filled(text, {"": read_results(results), **others}, page.name)
+        if check and new != text:
+            pairs = zip(MARKER.finditer(text), MARKER.finditer(new), strict=True)
+            drifted = [f"{old[1]}:{old[2]}" for old, now in pairs if old[3] != now[3]]
+            raise ConfigError(f"{page.name} differs from {results.name} at {', '.join(drifted)}; run `python -m kd readme`")
+        if not check and new != text:
+            write_atomically(page, new)
