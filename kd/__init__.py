@@ -35,7 +35,7 @@ WHERE = {
     "kd.models.saved": ("load", "save"),
     "kd.pipeline.source": ("show_source",),
     "kd.recipe": ("Recipe",),
-    "kd.report": ("figures",),
+    "kd.report": ("figures", "schematics"),
     "kd.study.study": ("Study",),
     "kd.study.tables": ("load_table",),
     "kd.teachers": ("Route", "SubNetworks", "train_route", "train_supernet"),
@@ -48,8 +48,10 @@ _MODULE_OF = {name: module for module, names in WHERE.items() for name in names}
 def __getattr__(name):
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'kd' has no attribute {name!r}")
-    module = import_module(_MODULE_OF[name])
-    return import_module("kd.report.figures") if name == "figures" else getattr(module, name)
+    module = _MODULE_OF[name]
+    if module == "kd.report":  # its names are modules
+        return import_module(f"{module}.{name}")
+    return getattr(import_module(module), name)
 
 
 def __dir__():

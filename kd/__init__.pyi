@@ -36,6 +36,7 @@ from kd.models.saved import save as save
 from kd.pipeline.source import show_source as show_source
 from kd.recipe import Recipe as Recipe
 from kd.report import figures as figures
+from kd.report import schematics as schematics
 from kd.study.study import Study as Study
 from kd.study.tables import load_table as load_table
 from kd.teachers import Route as Route
