@@ -9,7 +9,7 @@ import pandas as pd
 from kd.checkpoints import write_atomically
 from kd.errors import ConfigError
 from kd.report.claims import CONTRADICTED, OPEN, SUPPORTED, judge, load_claims
-from kd.report.figures import style
+from kd.report.figures import interval_at, style
 from kd.report.markdown import grid_of, joined, plus_minus
 from kd.report.tables import read_results
 from kd.study.paths import ROOT
@@ -162,8 +162,9 @@ def draw(claims, found):
             lines = {line["claim"]: line for line in found[column[0]].to_dict("records") if line["pair"] == column[1]}
             offset = 0.56 * ((number + 0.5) / len(columns) - 0.5)
             for place, name in enumerate(names):
-                if name in lines:
-                    interval_at(axis, lines[name], place + offset, *LOOKS[number % len(LOOKS)])
+                if line := lines.get(name):
+                    colour, marker = LOOKS[number % len(LOOKS)]
+                    interval_at(axis, line["mean"], line["half_width"], place + offset, (-REACH, REACH), line["verdict"] != OPEN, colour, marker)
             colour, marker = LOOKS[number % len(LOOKS)]
             axis.plot([], [], marker, color=colour, label=heading)
         for place, claim in enumerate(claims.values()):
@@ -177,18 +178,6 @@ def draw(claims, found):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
         plt.close(figure)
     return text.getvalue()
-
-
-def interval_at(axis, line, height, colour, marker="o"):
-    """An effect with its interval; one outside the figure as an arrow at its edge, with its value."""
-    fill = "none" if line["verdict"] == OPEN else colour
-    if abs(line["mean"]) > REACH:
-        right = line["mean"] > 0
-        axis.plot(np.sign(line["mean"]) * (REACH - 0.12), height, ">" if right else "<", color=colour, markerfacecolor=fill, markersize=6)
-        where = {"xytext": (-8 if right else 8, 0), "ha": "right" if right else "left"}
-        axis.annotate(f"{line['mean']:+.1f}", (np.sign(line["mean"]) * (REACH - 0.12), height), textcoords="offset points", va="center", fontsize=8, color=colour, **where)
-        return
-    axis.errorbar(line["mean"], height, xerr=np.nan_to_num(line["half_width"]), fmt=marker, color=colour, markerfacecolor=fill, markersize=5, capsize=2)
 
 
 def write_claims(check=False):

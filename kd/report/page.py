@@ -45,7 +45,7 @@ def reports_folder():
 def small_png(figure, colours=24):
     """A figure as the bytes of a PNG with a palette: a third of the size, and plots have few colours."""
     whole = io.BytesIO()
-    figure.savefig(whole, format="png", dpi=80, metadata={"Software": None})
+    figure.savefig(whole, format="png", metadata={"Software": None})
     return figures.with_palette(whole.getvalue(), colours)
 
 

@@ -6,7 +6,7 @@ from kd.report.claims import claim_of, first_runs, marked
 from kd.statistics import explored, interval, paired
 
 COLUMNS = [
-    "profile", "pair", "row", "n", "epochs", "cost", "mean", "interval", "baseline_epochs",
+    "profile", "pair", "row", "n", "epochs", "cost", "mean", "interval", "baseline", "baseline_epochs",
     "difference", "difference_interval", "pairs", "p", "claim", "runs", "reported", "tier", "source", "note", "not_run",
 ]  # fmt: skip
 
@@ -40,11 +40,11 @@ def summary(runs, table):
         reference = here[here["row"] == baseline]
         plain = cost_of_kd(here)
         if line := teacher_line(here):
-            lines.append(line | {"profile": profile, "pair": pair})
+            lines.append({"profile": profile, "pair": pair, "claim": "", "note": "", "not_run": ""} | line)
         for row in table["rows"]:
             mine, figure = here[here["row"] == row["row"]], reported_for(row, pair)
             line = {"profile": profile, "pair": pair, "row": row["row"], "n": len(mine)}
-            line |= {"note": row.get("note", ""), "not_run": row.get("not_run", "")}
+            line |= {"baseline": baseline, "claim": "", "note": row.get("note", ""), "not_run": row.get("not_run", "")}
             line |= {"reported": figure.get("value"), "tier": figure.get("tier"), "source": figure.get("source")}
             if len(mine):
                 line["cost"] = cost_in(mine) / plain
@@ -56,7 +56,7 @@ def summary(runs, table):
                 line["baseline_epochs"] = float(reference["epochs"].mean())
                 line |= primary(claim_of(table, row, rows[baseline]), mine, reference)
             lines.append(line)
-    lines = pd.DataFrame(lines, columns=COLUMNS).astype({"p": float}).fillna({"claim": "", "note": "", "not_run": ""})
+    lines = pd.DataFrame(lines, columns=COLUMNS).astype({"p": float, "difference": float, "difference_interval": float})
     cells = zip(lines["difference"], lines["difference_interval"], strict=True)
     return lines.assign(verdict=[explored(mean, width) for mean, width in cells])
 
