@@ -7,10 +7,11 @@ import pandas as pd
 from made_up import CONTROL_ACCURACY, CONTROLLED, TABLE, accuracy_kd_better, made_up_records, runs_of
 from made_up import TABLE_ACCURACY as ACCURACY
 
-from kd.report.markdown import markdown, plus_minus
+from kd.report.claims import load_claims
+from kd.report.markdown import addresses, linked, markdown, plus_minus
 from kd.report.summary import controls, summary
 from kd.study.records import frame
-from kd.study.tables import load_table
+from kd.study.tables import load_table, table_names
 
 
 def test_plus_minus():
@@ -26,22 +27,18 @@ def test_markdown_of_a_made_up_table():
     grid = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     assert {len(row) for row in grid} == {len(grid[0])}  # every row as wide as the head
     cells = {row[0]: row for row in grid[2:]}
-    assert list(cells) == [row["row"] for row in TABLE["rows"]]
+    assert list(cells) == [row["row"] for row in TABLE["rows"] if row["row"] != "never"]
     half = 4.303 * math.sqrt(sum((v - 271 / 3) ** 2 for v in (90, 90, 91)) / 2) / math.sqrt(3)
     assert f"90.33 ± {half:.2f}" in cells["KD"]
     assert any(cell.startswith("+5.07 ± ") for cell in cells["better"]) and "(higher)" in cells["better"]
     assert "99.00" in cells["once"] and "(no interval)" in cells["once"]
-    assert "not run" in cells["never"] and text.endswith("\n\n- never: not run: nobody has the data.\n")
+    assert "nobody has the data" not in text
+    assert "\n\nReported by the papers, not run here (CIFAR-100, big -> small): never: 61.0 [3].\n\n[1] first source. [2] " in text
     assert "after the last epoch, on digits: mean and 95 % t-interval over 1 or 3 seeds, 20 epochs each; big -> small." in text
     assert "against KD, over the seeds that both rows have; 3 comparisons" in text
     assert cells["KD"][-1] == "not verified"
     # a source is numbered once, at its first use, and every number used is explained
-    assert [cells[row][-1] for row in ("student alone", "better", "alike", "never")] == [
-        "60.5 [1]",
-        "63.0 [2] †",
-        "62.0 [1]",
-        "61.0 [3]",
-    ]
+    assert [cells[row][-1] for row in ("student alone", "better", "alike")] == ["60.5 [1]", "63.0 [2] †", "62.0 [1]"]
     for number, source in ((1, "first source"), (2, "second source"), (3, "third source")):
         assert text.count(source) == 1 and f"[{number}] {source}" in text
     assert "† known only from a third party" in text and "CIFAR-100, big -> small" in text
@@ -73,13 +70,13 @@ def test_controls_stand_in_a_table_of_their_own():
     half = 4.303 * np.std(differences, ddof=1) / math.sqrt(3)
     assert f"| both | KD, longer | +{np.mean(differences):.2f} ± {half:.2f} | 3 |" in rest and "| one | KD, longer | +0.25 ± " in rest
     assert rest.count("\n| ") == 3 and "without the ingredient under test." in rest and "- KD, longer: a control." in rest
-    assert "| left out | – | not run on this data set | – |" in main and "against KD, over" in main
+    assert "left out" not in text.replace("against what is left out", "") and "against KD, over" in main
     # the table itself has its own family, as if there were no controls
     plain = CONTROLLED | {"rows": [{k: v for k, v in row.items() if k != "control"} for row in CONTROLLED["rows"]]}
     pd.testing.assert_frame_equal(lines, summary(runs, plain))
     assert "against its control" not in markdown(lines, CONTROLLED) and not len(controls(runs, plain))
     assert "against its control" not in markdown(lines, plain, comparisons=controls(runs, plain))
-    assert "against its control" not in markdown(lines, CONTROLLED, shown=False, comparisons=further)
+    assert markdown(lines[lines["n"] == 0], CONTROLLED) == ""
     both = pd.concat([further, further.assign(pair="else -> where")])
     assert "| else -> where | both | KD | +" in markdown(lines, CONTROLLED, comparisons=both)
 
@@ -112,3 +109,19 @@ def test_several_pairs_get_a_table_each():
     made = [r for pair in ("a -> b", "c -> d") for r in made_up_records(accuracy_kd_better, pair=pair)]
     text = markdown(summary(frame(made, "p"), table), table)
     assert text.index("**a -> b**") < text.index("**c -> d**") and text.count("| row |") == 2
+
+
+def test_every_source_has_an_address_or_is_listed_as_having_none():
+    figures = [row.get("reported") or {} for name in table_names() for row in load_table(name)["rows"]]
+    figures = [figure for several in figures for figure in ([several] if "value" in several else several.values())]
+    found = {figure["source"] for figure in figures} | {claim["source"] for claim in load_claims().values() if claim["source"]}
+    assert len(found) > 10
+    for source in found:
+        assert sum(source.startswith(beginning) for beginning in addresses()) == 1, source
+    for beginning in addresses():
+        assert any(source.startswith(beginning) for source in found), f"nothing begins as {beginning}"
+
+
+def test_a_source_is_linked_where_it_begins():
+    assert linked("RCO, ICCV 2019, Table 7: x") == "[RCO](https://arxiv.org/abs/1904.09149), ICCV 2019, Table 7: x"
+    assert linked("paperswithcode, page of the paper") == "paperswithcode, page of the paper" and linked("elsewhere") == "elsewhere"

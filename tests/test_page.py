@@ -21,11 +21,14 @@ def test_reports(repository):
     text = (folder / "tables.md").read_text()
     for column in COLUMNS:
         assert f"| {column} |" in text
-    for name in ("kd_main", "common", "combined"):  # tables that did not run stand there as well
-        assert f"](#{name})" in text and f'<a id="{name}">' in text
+    assert "](#kd_main)" in text and '<a id="kd_main">' in text
+    more = text.partition("## More tables on request")[2]
+    for name in ("common", "combined"):
+        title = load_table(name)["title"]
+        assert f"](#{name})" not in text and text.count(title) == 1 and f'| <a id="{name}"></a>{title} | `combined: {{{name}: all}}` |' in more
+    assert "- [More tables on request](#more)\n" in text and "not run on" not in text and "did not run" not in text
     for row in load_table("kd_main")["rows"]:
         assert f"| {row['row']} |" in text
-    assert text.count("Not run on this data set. `run:` in params.yaml says what runs.") == 2 and "| pwkd * iekd |" not in text
     assert [path.name for path in (folder / "figures").iterdir()] == ["kd_main.png"]
     assert "93.22" in text and (folder / "figures" / "kd_main.png").stat().st_size > 1000
     for line in text.splitlines():
@@ -34,6 +37,14 @@ def test_reports(repository):
     before = {path.name: path.read_bytes() for path in folder.rglob("*.*")}
     page.write_reports(folder)
     assert before == {path.name: path.read_bytes() for path in folder.rglob("*.*")}
+
+
+def test_tables_on_request_keep_what_the_papers_report():
+    no_runs = pd.DataFrame(columns=["table", "pair", "row", "method", "epochs"])
+    text = page.on_request(["srm_imagenet", "kd_temperature", "iekd_main"], no_runs)
+    assert "| `srm: {srm_imagenet: all}` | ImageNet, ResNet-34 -> ResNet-18; SRM: 71.21 [1] |" in text
+    assert "| `kd: {kd_temperature: all}` | – |" in text and "IE-FT: 93.47 (error 6.53) [4] †" in text
+    assert "\n\n[1] [viebboy/SRM README.md](https://github.com/viebboy/SRM). [2] " in text and "† known only" in text
 
 
 def test_reports_of_the_combined_study(repository):

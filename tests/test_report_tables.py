@@ -19,20 +19,14 @@ def test_the_main_table_of_a_stage_comes_first():
     assert names.index("rco_headline") + 1 == names.index("rco_figure4") and len(names) == len(set(names))
 
 
-def test_a_table_without_runs_of_its_own_is_a_sentence_and_its_reported_figures(asks):
+def test_a_table_without_runs_of_its_own_is_not_on_the_page(asks):
     asks()
     runs = frame(made_up_records(accuracy_kd_better, "srm_imagenet", rows=["student alone", "KD"]), "p")
     assert len(tables.lines_of("srm_imagenet", runs)) == 2  # no other table shows these runs
     runs = pd.concat([runs, runs.assign(table="kd_main")])
-    text = tables.display("srm_imagenet", runs).data
-    assert text.startswith("### SRM with its ImageNet settings\n\nmu = 4")
-    said = "Not run on this data set, except for rows that other tables show (student alone; KD). `run:` in params.yaml says what runs."
-    assert said in text and "not run:" not in text and "90." not in text
-    assert "| row | reported |\n|---|---|\n| SRM | 71.21 [1] |\n\n[1] viebboy" in text
+    assert tables.display("srm_imagenet", runs).data == "" == tables.display("srm_imagenet", runs[:0]).data
     assert not len(tables.lines_of("srm_imagenet", runs)) and tables.conclusions("srm_imagenet", runs) is None
     assert figures.table_figure(tables.lines_of("srm_imagenet", runs)) is None
-    text = tables.display("srm_imagenet", runs[:0]).data
-    assert "Not run on this data set. `run:`" in text and "71.21" in text
     # of two tables with the same runs the first keeps them
     runs = frame(made_up_records(accuracy_kd_better, "kd_main"), "p")
     runs = pd.concat([runs.assign(table="pwkd_stages"), runs.assign(table="pwkd_schedule")])
@@ -49,30 +43,32 @@ def test_a_table_that_the_profile_asks_for_is_shown_though_an_earlier_one_has_it
     for asked in ("all", ["KD"], ["student alone", "KD"], ["SRM"]):  # SRM is asked for and has not run yet
         asks(srm={"srm_imagenet": asked})
         text, lines = tables.render("srm_imagenet", runs)
-        assert list(lines["row"]) == ["student alone", "KD"] and "| KD | 93.22 ± " in text and "| SRM | not run on this data set |" in text
-        assert "Not run on this data set" not in text and tables.conclusions("srm_imagenet", runs).data.startswith("- student alone against KD: ")
+        assert list(lines["row"]) == ["student alone", "KD"] and "| KD | 93.22 ± " in text and "| SRM |" not in text
+        assert "not run here (ImageNet, ResNet-34 -> ResNet-18): SRM: 71.21 [1].\n\n[1] [viebboy/SRM README.md](https" in text
+        assert tables.conclusions("srm_imagenet", runs).data.startswith("- student alone against KD: ")
     asks(srm="all")
     assert len(tables.lines_of("srm_imagenet", runs)) == 2
     for others in ({"srm": {"srm_imagenet": []}}, {"srm": {"srm_grid": "all"}}, {"kd": "all"}):
         asks(**others)
         text, lines = tables.render("srm_imagenet", runs)
-        assert not len(lines) and "93." not in text and "Not run on this data set, except for rows that other tables show" in text
+        assert not len(lines) and text == ""
         assert len(tables.lines_of("kd_main", runs)) == 2  # the earlier one has them, asked for or not
 
 
-def test_rows_that_the_profile_leaves_out_keep_their_place(asks):
+def test_rows_that_the_profile_leaves_out_are_not_on_the_page(asks):
     asks(kr={"kr_main": ["student alone", "KD", "KR"]}, pwkd={"pwkd_schedule": ["KD", "cosine"]})
     runs = frame(made_up_records(accuracy_kd_better, "kr_main", rows=["student alone", "KD", "KR"]), "p")
     text = tables.display("kr_main", runs).data
-    assert "| KR, neither | not run on this data set | – |" in text and "| FSP | not run | – |" in text
-    assert "\n- FSP: not run: not one of this companion's methods; KR's aggregation gram is its nearest kin here.\n" in text
+    assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")] == ["| row", "| student alone", "| KD", "| KR"]
+    assert "\n- " not in text and "not run on" not in text and "nearest kin" not in text and "KR, neither" not in text
+    assert "\n\nReported by the papers, not run here (CIFAR-100, " in text and "): FSP: 63.33 [1]; KR, ResNet-18, CIFAR-10: 90.65 [2]." in text
     assert "Test accuracy after the last epoch, on p: " in text
     assert list(tables.lines_of("kr_main", runs)["row"]) == ["student alone", "KD", "KR"]
     assert tables.conclusions("kr_main", runs).data.count("\n- ") == 1
     assert len(figures.table_figure(tables.lines_of("kr_main", runs)).axes[0].get_yticks()) == 2  # KD is the line at zero
     # without its baseline a table has accuracies and no differences
     runs = frame(made_up_records(accuracy_kd_better, "pwkd_schedule", rows=["KD", "cosine"]), "p")
-    assert "| no cycle | not run on this data set | – |" in tables.display("pwkd_schedule", runs).data
+    assert "| no cycle |" not in tables.display("pwkd_schedule", runs).data
     assert len(tables.lines_of("pwkd_schedule", runs)) == 2 and tables.conclusions("pwkd_schedule", runs) is None
 
 

@@ -10,7 +10,7 @@ from kd.checkpoints import write_atomically
 from kd.errors import ConfigError
 from kd.report.claims import CONTRADICTED, OPEN, SUPPORTED, judge, load_claims
 from kd.report.figures import interval_at, style
-from kd.report.markdown import grid_of, joined, plus_minus
+from kd.report.markdown import grid_of, joined, linked, plus_minus
 from kd.report.tables import read_results
 from kd.study.paths import ROOT
 from kd.study.tables import load_table
@@ -131,7 +131,7 @@ def counts(every):
 
 def detail(name, claim, cells, columns):
     """A claim's section: what it says, how it is tested, what is reported, and a line a study."""
-    reported = f"{claim['effect']:+.2f} points [{claim['source']}; tier {claim['tier']}]" if claim["effect"] is not None else "not verified"
+    reported = f"{claim['effect']:+.2f} points ({linked(claim['source'])}; tier {claim['tier']})" if claim["effect"] is not None else "not verified"
     more = "no less than zero by as much as matters" if claim["direction"] == "at least" else "more than zero"
     text = f"""{claim['says']}
 

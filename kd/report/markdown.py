@@ -1,10 +1,14 @@
 """Tables as Markdown."""
 
+from functools import cache
+
 import numpy as np
 import pandas as pd
+import yaml
 
 from kd.report.claims import marked
 from kd.report.summary import by_pair, judged
+from kd.study.paths import FILES
 
 HOW_JUDGED = (
     "In brackets: exploratory, what the interval alone says, without correction for the many comparisons; a claim's verdict is that "
@@ -43,6 +47,20 @@ def varies(values):
     return len({round(float(value), 2) for value in values}) > 1
 
 
+@cache
+def addresses():
+    """{how a source begins: its URL, or None} of tables/sources.yaml."""
+    return yaml.safe_load((FILES / "tables" / "sources.yaml").read_text())
+
+
+def linked(source):
+    """A source's text, with a link where it begins as one of tables/sources.yaml does which has an address."""
+    for beginning, url in addresses().items():
+        if url and source.startswith(beginning):
+            return f"[{beginning}]({url}){source.removeprefix(beginning)}"
+    return source
+
+
 class Sources:
     """Where reported figures come from, numbered in the order in which they are first used."""
 
@@ -61,53 +79,61 @@ class Sources:
         return self.cell(line["reported"], line["tier"], line["source"])
 
     def __str__(self):
-        return " ".join(f"[{number}] {text}." for number, text in enumerate(self.texts, 1))
+        return " ".join(f"[{number}] {linked(text)}." for number, text in enumerate(self.texts, 1))
 
 
-def markdown(lines, table, shown=True, comparisons=None):
-    """A section: title, caption, table, and below it what the numbers are and where they come from.
+def markdown(lines, table, comparisons=None):
+    """A section: title, caption, table, and below it what the numbers are and where they come from; "" for a table without runs.
 
-    lines: the `summary` of the table. shown: False puts a sentence and the reported figures in place of the rows.
-    comparisons: the table's `controls`, or None.
+    lines: the `summary` of the table. comparisons: the table's `controls`, or None.
     """
-    body = markdown_body(lines, table, comparisons) if shown and lines["n"].any() else not_run_here(lines, table)
-    return joined([f"### {table['title']}", table.get("caption", "").strip(), body])
+    body = markdown_body(lines, table, comparisons)
+    return joined([f"### {table['title']}", table.get("caption", "").strip(), body]) if body else ""
 
 
 def markdown_body(lines, table, comparisons=None):
-    """The section without title and caption: one table a pair, then the legend, notes on rows, figures of other pairs.
+    """The section without title and caption: one table a pair, then the legend, notes on rows, reported figures of rows and pairs
+    without runs. "" where nothing ran.
 
-    Columns that would say the same in every row (epochs, seeds) go into the legend instead.
+    Columns that would say the same in every row (epochs, seeds) go into the legend instead. Rows without runs are no rows here.
     """
     ran, sources, several = lines[lines["n"] > 0], Sources(), lines["pair"].nunique() > 1
+    if not len(ran):
+        return ""
+    shown = lines[(lines["n"] > 0) | lines["mean"].notna()]  # the teacher's line has a mean and no runs
     columns = {
         "row": lambda line: line["row"],
         "epochs": (lambda line: f"{line['epochs']:.0f}" if line["n"] else "–") if varies(ran["epochs"]) else None,
         "seeds": (lambda line: line["n"] or "–") if varies(ran["n"]) else None,
         "cost": (lambda line: f"{line['cost']:.2f}" if np.isfinite(line["cost"]) else "–") if ran["cost"].notna().any() else None,
-        "top-1 %, ours": accuracy_cell,
+        "top-1 %, ours": lambda line: plus_minus(line["mean"], line["interval"]),
         "paired difference": lambda line: plus_minus(line["difference"], line["difference_interval"], sign=True),
         "verdict": judged,
     }
     blocks = []
-    for pair, here in lines.groupby("pair", sort=False):
-        reported = sources.of_line if here["reported"].notna().any() else None
+    for pair, here in shown.groupby("pair", sort=False):
+        reported = (lambda line: sources.of_line(line) if line["n"] else "–") if here["reported"].notna().any() else None
         grid = table_of({**columns, "reported": reported}, here)
         blocks.append(f"**{pair}**\n\n{grid}" if several else grid)
-    blocks.append(f"{legend(lines, table)} {sources}".strip())
+    blocks.append(legend(lines, table))
     if comparisons is not None and len(comparisons):
         blocks.append(against_controls(comparisons))
-    remarks = []
-    for line in lines.drop_duplicates("row").to_dict("records"):
-        if remark := f"not run: {line['not_run']}" if line["not_run"] else line["note"]:
-            remarks.append(f"- {line['row']}: {remark.rstrip('.')}.")
-    return joined([*blocks, "\n".join(remarks), reported_elsewhere(lines, table)]) + "\n"
+    notes = ran.drop_duplicates("row").to_dict("records")
+    blocks.append("\n".join(f"- {line['row']}: {line['note'].rstrip('.')}." for line in notes if line["note"]))
+    blocks += [reported_without_runs(lines, table, sources), str(sources), reported_elsewhere(lines, table)]
+    return joined(blocks) + "\n"
 
 
-def accuracy_cell(line):
-    if line["n"] or np.isfinite(line["mean"]):
-        return plus_minus(line["mean"], line["interval"])
-    return "not run" if line["not_run"] else "not run on this data set"
+def reported_without_runs(lines, table, sources):
+    """The figures reported for rows that have no runs here, as one sentence; "" when there are none. Adds to `sources`."""
+    figures = lines[(lines["n"] == 0) & lines["reported"].notna()]
+    if not len(figures):
+        return ""
+    setting = f" ({table['reported_for']})" if "reported_for" in table else ""
+    pairs = lines["pair"].nunique() > 1 and any(by_pair(row) for row in table["rows"])
+    cells = [f"{line['row']}{', ' + line['pair'] if pairs else ''}: {sources.of_line(line)}" for line in figures.to_dict("records")]
+    note = f" {READING_NOTE}" if (figures["tier"] == "C").any() and not (lines.loc[lines["n"] > 0, "tier"] == "C").any() else ""
+    return f"Reported by the papers, not run here{setting}: {'; '.join(dict.fromkeys(cells))}.{note}"
 
 
 def legend(lines, table):
@@ -132,30 +158,16 @@ def legend(lines, table):
         baseline = table.get("baseline", "KD")
         count = f"{tests} comparison{'s' if tests > 1 else ''}"
         sentences.append(f"Differences are paired by seed, against {baseline}{both}; {count}. {HOW_JUDGED}")
-    if lines["reported"].notna().any():
+    if ran["reported"].notna().any():
         if "reported_for" in table:
             advice = "compare the order with ours, not the level, unless data and pair agree"
             sentences.append(f"Reported: {table['reported_for']}; {advice}.")
-    elif not any(by_pair(row) for row in table["rows"]):
+    elif lines["reported"].isna().all() and not any(by_pair(row) for row in table["rows"]):
         setting = f" ({table['reported_for']})" if "reported_for" in table else ""
         sentences.append(f"Reported figures{setting}: none verified, so no such column.")
-    if (lines["tier"] == "C").any():
+    if (ran["tier"] == "C").any():
         sentences.append(READING_NOTE)
     return " ".join(sentences)
-
-
-def not_run_here(lines, table):
-    """What stands in place of the rows of a table that this profile does not run: a sentence and reported figures."""
-    elsewhere = "; ".join(dict.fromkeys(lines.loc[lines["n"] > 0, "row"]))
-    but = f", except for rows that other tables show ({elsewhere})" if elsewhere else ""
-    where = "`run:` in params.yaml says what runs."
-    blocks = [f"Not run on this data set{but}. {where}"]
-    figures, sources = lines[lines["reported"].notna()].drop_duplicates("row"), Sources()
-    if len(figures):
-        grid = table_of({"row": lambda line: line["row"], "reported": sources.of_line}, figures)
-        note = f"{READING_NOTE} " if (figures["tier"] == "C").any() else ""
-        blocks += [f"Reported for {table.get('reported_for', 'other data')}:", grid, f"{note}{sources}"]
-    return joined([*blocks, reported_elsewhere(lines, table)]) + "\n"
 
 
 def against_controls(comparisons):

@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 from kd.checkpoints import write_atomically
 from kd.report import claims, effects, figures, findings
 from kd.report.conclusions import conclusions
-from kd.report.markdown import grid_of
-from kd.report.summary import controls
+from kd.report.markdown import READING_NOTE, Sources, grid_of, joined
+from kd.report.summary import controls, summary
 from kd.report.tables import load_records, names, read_results, render
 from kd.study import profiles
 from kd.study.parameters import study_parameters
@@ -35,6 +35,13 @@ One line a run and row; a run that several tables share stands there once for ea
 runs = pandas.read_csv("results.csv")
 ```
 """
+ON_REQUEST = """\
+<a id="more"></a>
+
+## More tables on request
+
+This profile leaves these out. What stands in the second column, under `run:` in params.yaml, beside what its stage has there, asks for a \
+table; then `dvc repro` trains its runs."""
 
 
 def reports_folder():
@@ -68,9 +75,10 @@ def write_reports(folder=None):
     write_atomically(folder / "claims.csv", judged.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     with plt.rc_context():
         figures.style()
-        sections = {name: claims.decided(section(name, runs, folder), judged) for name in names()}
+        sections = {name: claims.decided(text, judged) for name in names() if (text := section(name, runs, folder))}
+    left_out = [name for name in names() if name not in sections]
     saw = findings.sentences(params["profile"], "tables", runs, facts, strict=findings.as_published())
-    write_atomically(folder / "tables.md", page(params, runs, sections, saw))
+    write_atomically(folder / "tables.md", page(params, runs, sections, left_out, saw))
     return runs
 
 
@@ -81,8 +89,10 @@ def facts_of(profile):
 
 
 def section(name, runs, folder):
-    """A table's part of tables.md, whose figure is written below `folder`."""
+    """A table's part of tables.md, whose figure is written below `folder`; "" for a table without runs."""
     body, lines = render(name, runs)
+    if not body:
+        return ""
     accuracy = effects.accuracies(runs) if name == "combined" and len(lines) else ()
     if "kd" in accuracy:
         sentences = "".join(f"- {sentence}\n" for sentence in conclusions(accuracy))
@@ -99,8 +109,10 @@ def section(name, runs, folder):
     return f'<a id="{name}"></a>\n\n{body}'
 
 
-def page(params, runs, sections, saw=()):
-    """tables.md: what must be known of the study and what was seen, contents, sections {table name: Markdown}, columns of results.csv."""
+def page(params, runs, sections, left_out=(), saw=()):
+    """tables.md: what must be known of the study and what was seen, contents, sections {table name: Markdown}, the tables that this
+    profile leaves out, columns of results.csv.
+    """
     about = "".join(f"- {line}\n" for line in profiles.about(params["profile"]))
     contents, chapters = [], []
     for stage, title in STAGES.items():
@@ -115,8 +127,28 @@ def page(params, runs, sections, saw=()):
         HOW_TO_READ.format(runs=runs["key"].nunique()),
         f"{teachers}\n" if teachers else "",
     ]
+    if left_out:
+        contents.append("- [More tables on request](#more)")
+        chapters.append(on_request(left_out, runs[:0]))
     tail = [RESULTS, grid_of(["column", "meaning"], COLUMNS.items()) + "\n"]
     return "\n".join([*filter(None, head), *contents, "- [Columns of results.csv](#columns)\n", *chapters, *tail])
+
+
+def on_request(left_out, no_runs):
+    """The section that lists the tables which this profile leaves out, by name: how each is asked for, and what is reported.
+
+    no_runs: a DataFrame of runs without a line.
+    """
+    rows, sources = [], Sources()
+    for name in left_out:
+        table = load_table(name)
+        lines = summary(no_runs, table)
+        figures = [f"{line['row']}: {sources.of_line(line)}" for line in lines[lines["reported"].notna()].to_dict("records")]
+        reported = f"{table.get('reported_for', 'other data')}; {'; '.join(figures)}" if figures else "–"
+        rows.append([f'<a id="{name}"></a>{table["title"]}', f"`{table['stage']}: {{{name}: all}}`", reported])
+    grid = grid_of(["table", "under `run:`", "reported by the papers"], rows)
+    note = READING_NOTE if "†" in grid else ""
+    return joined([ON_REQUEST, grid, f"{sources} {note}".strip()]) + "\n"
 
 
 def teachers_in_words(params):

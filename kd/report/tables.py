@@ -37,8 +37,7 @@ def display(name, runs):
 def render(name, runs):
     """(the table as Markdown, its rows that ran as kd.report.summary has them).
 
-    A table that the parameters do not ask for (`run:`) has no rows, and a sentence says so, if an earlier table shows
-    all its runs.
+    A table without runs is "", and so is one that the parameters do not ask for (`run:`) if an earlier table shows all its runs.
     """
     table = load_table(name)
     lines = summary(runs, table)
@@ -46,8 +45,8 @@ def render(name, runs):
     earlier = names()[: names().index(name)]
     repeated = any(keys.get(name, set()) <= keys.get(other, set()) for other in earlier)
     if repeated and not asked_rows(table, study_parameters()):
-        ran = ran[:0]
-    return markdown(lines, table, len(ran) > 0, controls(runs, table)), ran
+        return "", ran[:0]
+    return markdown(lines, table, controls(runs, table)), ran
 
 
 def lines_of(name, runs):
