@@ -6,6 +6,7 @@ Each function takes the names of teacher and student (see kd.build) and, for the
 have three channels. It returns an IPython SVG: Jupyter shows it, `.data` is its text. A network is a row of slabs, a slab a block
 (in plain networks a convolution), a slab's height the square root of its stage's channels; teacher and student have one scale.
 Every colour has one meaning. Curves and bars are sketches, not measurements. Texts are paths, so that every viewer shows the same.
+Raises ConfigError for names that kd.build does not know, and pwkd for a teacher that has no nested widths.
 """
 
 import io
@@ -23,10 +24,11 @@ from torch import nn
 from kd.models import Supernet, build, feature_shapes
 
 # colour-blind safe (Okabe and Ito)
-TEACHER, STUDENT, PASSED, AWAY, LABEL = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#333333"
+TEACHER, STUDENT = "#0072B2", "#D55E00"
+PASSED, AWAY, LABEL = "#009E73", "#CC79A7", "#333333"  # what the teacher passes on, what the student moves away from, the truth
 INK, FAINT = "#333333", "#9A9A9A"  # words and what only leads the eye
 WIDTH = 7.2  # inches, of every drawing: a phone shows it at half its size, so texts are large
-TEXT, SMALL = 12, 11  # points
+TEXT, SMALL, LEAST = 12, 11, 9  # points
 
 
 # The toolkit: everything is placed by its centre, in inches from the lower left corner.
@@ -101,15 +103,11 @@ def write(axes, place, text, colour=INK, size=SMALL, bold=False, align="center")
     )  # fmt: skip
 
 
-def arrow(axes, start, end, colour=FAINT, bend=0.0, style="-|>", width=1.6, dashed=False):
+def arrow(axes, start, end, colour=FAINT, bend=0.0, width=1.6):
     """From point to point; bend: 0 is straight, positive to the right of its way."""
-    head = f"{style},head_length=0.35,head_width=0.18" if ">" in style or "<" in style else style
-    axes.add_patch(
-        FancyArrowPatch(
-            start, end, arrowstyle=head, connectionstyle=f"arc3,rad={bend}", mutation_scale=16, shrinkA=0, shrinkB=0,
-            color=colour, linewidth=width, linestyle=(0, (3, 2)) if dashed else "-", joinstyle="miter", capstyle="butt",
-        )
-    )  # fmt: skip
+    head, way = "-|>,head_length=0.35,head_width=0.18", f"arc3,rad={bend}"
+    shape = {"arrowstyle": head, "connectionstyle": way, "mutation_scale": 16, "shrinkA": 0, "shrinkB": 0, "joinstyle": "miter"}
+    axes.add_patch(FancyArrowPatch(start, end, color=colour, linewidth=width, capstyle="butt", **shape))
 
 
 def box(axes, centre, width, height, text="", colour=INK, filled=False, size=SMALL, bold=True):
@@ -217,18 +215,22 @@ def drawn(axes, shapes, shape, centre, length, height, colour, width=1.0):
     return around(centre, total, tallest)
 
 
-def captioned(axes, shapes, shape, centre, length, height, colour, below=""):
+def captioned(axes, shapes, shape, centre, length, height, colour, below="", room=1.75):
     """A network with its name above it and, line by line, a text below it."""
     place = drawn(axes, shapes, shape, centre, length, height, colour)
-    named(axes, (centre[0], place.y1 + 0.14), shape.name, colour)
+    half = max((place.y1 - place.y0) / 2, 0.2)  # of a very flat one too, so that its texts are clear of what stands beside it
+    named(axes, (centre[0], centre[1] + half + 0.14), shape.name, colour, room)
     for number, line in enumerate(below.splitlines()):
-        write(axes, (centre[0], place.y0 - 0.14 - 0.21 * number), line)
+        write(axes, (centre[0], centre[1] - half - 0.14 - 0.21 * number), line)
     return place
 
 
 def named(axes, place, name, colour, room=1.75, align="center"):
-    """A network's name, smaller where it is long, so that it takes `room` inches at most."""
-    write(axes, place, name, colour, min(TEXT, 72 * room / (0.72 * len(name))), bold=True, align=align)
+    """A network's name, in two lines or smaller where it is longer than `room` inches."""
+    if 0.72 * len(name) * LEAST > 72 * room:
+        name = name.replace("-", "\n-", 1)
+    longest = max(map(len, name.splitlines()))
+    write(axes, place, name, colour, min(TEXT, max(LEAST, 72 * room / (0.72 * longest))), bold=True, align=align)
 
 
 def divider(axes, x, low, high):
@@ -320,9 +322,9 @@ def kr(teacher, student, classes=10):
     """A stage's maps become one distribution over channels, and only its strongest part is taught."""
     axes = canvas(3.2)
     theirs, mine = shapes = shape_of(teacher, classes), shape_of(student, classes)
-    top = captioned(axes, shapes, theirs, (1.5, 2.3), 1.05, 0.64, TEACHER, f"{theirs.size}\nfrozen")
-    low = captioned(axes, shapes, mine, (1.5, 0.88), 1.05, 0.64, STUDENT, f"{mine.size}\nlearns")
-    labels = box(axes, (0.47, 0.88), 0.74, 0.3, "labels", LABEL, filled=True)
+    top = captioned(axes, shapes, theirs, (1.46, 2.3), 1.05, 0.64, TEACHER, f"{theirs.size}\nfrozen")
+    low = captioned(axes, shapes, mine, (1.46, 0.88), 1.05, 0.64, STUDENT, f"{mine.size}\nlearns")
+    labels = box(axes, (0.45, 0.88), 0.7, 0.3, "labels", LABEL, filled=True)
     arrow(axes, labels.right, low.left, LABEL)
     code = (0.35, 0.9, 0.12, 0.6, 0.25, 1.0, 0.2, 0.75)
     guess = (0.5, 0.62, 0.3, 0.7, 0.2, 0.8, 0.45, 0.5)
@@ -330,8 +332,8 @@ def kr(teacher, student, classes=10):
     ends = []
     for place, shape, number, colour, kept, values in rows:
         y = place.centre[1]
-        stack = maps(axes, (2.75, y), number, 0.42, colour)
-        write(axes, (2.75, stack.y0 - 0.14), f"{shape.channels[-1]} channels")
+        stack = maps(axes, (2.82, y), number, 0.42, colour)
+        write(axes, (2.82, stack.y0 - 0.14), f"{shape.channels[-1]} channels")
         whole = bars(axes, (4.75, y), 1.0, 0.56, values, colour)
         strong = [number for number, value in enumerate(code) if value > 0.5]
         colours = [kept if number in strong else "#DDDDDD" for number in range(len(code))]
@@ -342,7 +344,7 @@ def kr(teacher, student, classes=10):
         ends.append(part)
     box(axes, (3.66, 0.88), 0.8, 0.3, "1×1 conv", STUDENT, size=10)
     write(axes, (3.66, 0.6), "learns")
-    write(axes, (2.75, 2.95), "a stage’s maps")
+    write(axes, (2.82, 2.95), "a stage’s maps")
     write(axes, (3.66, 2.45), "average")
     write(axes, (4.75, 2.95), "distribution")
     write(axes, (6.35, 2.95), "strongest kept")
@@ -363,7 +365,7 @@ def srm(teacher, student, classes=10):
 
     place = drawn(axes, shapes, theirs, (0.72, 2.15), 0.85, 0.62, TEACHER)
     named(axes, (0.72, 1.68), theirs.name, TEACHER, 1.05)
-    write(axes, (0.72, 1.47), "frozen")
+    write(axes, (0.72, 1.44), "frozen")
     shades = np.array([[0.25, 0.4, 0.3, 0.2], [0.3, 0.7, 0.55, 0.25], [0.2, 0.6, 0.45, 0.3], [0.25, 0.3, 0.2, 0.35]])
     grid = cells(axes, (1.85, 2.15), 0.68, [[tint(TEACHER, share) for share in row] for row in shades])
     arrow(axes, (place.x1 + 0.04, 2.15), grid.left, TEACHER)
@@ -379,8 +381,8 @@ def srm(teacher, student, classes=10):
     image_label = bars(axes, (2.98, 0.98), 0.68, 0.56, shares, [tint(PASSED, kind) for kind in kinds])
     write(axes, (2.98, 1.66), "pixel labels")
     write(axes, (3.0, 0.55), "image labels")
-    place = drawn(axes, shapes, mine, (4.28, 1.52), 0.62, 0.62, STUDENT)
-    named(axes, (3.84 - 0.31 * (place.x1 - place.x0), 1.4), mine.name, STUDENT, 0.8)
+    place = drawn(axes, shapes, mine, (4.28, 1.565), 0.62, 0.46, STUDENT)
+    named(axes, (place.x0 - 0.1, 1.36), mine.name, STUDENT, place.x0 - 2.3, "right")
     for label, name, end in ((grid, "CE", place.top), (image_label, "BCE", place.bottom)):
         badge = box(axes, (4.28, label.centre[1]), 0.54, 0.28, name, PASSED, filled=True)
         arrow(axes, label.right, badge.left, PASSED)
@@ -487,7 +489,7 @@ def pwkd(teacher, student, classes=10):
     with torch.device("meta"):
         supernet = Supernet(blank(teacher, classes))
     named(axes, (0.2, 2.3), theirs.name, TEACHER, 1.15, "left")
-    named(axes, (0.2, 1.05), mine.name, STUDENT, 1.15, "left")
+    named(axes, (0.2, 1.02), mine.name, STUDENT, 1.15, "left")
     write(axes, (0.2, 2.93), "width", align="left")
     write(axes, (0.2, 0.4), "learning\nrate", align="left")
     before, rate = None, []
@@ -496,13 +498,14 @@ def pwkd(teacher, student, classes=10):
         middle = 2.05 + 1.42 * number
         place = drawn(axes, shapes, theirs, (middle, 2.3), 0.95, 0.72, TEACHER, width)
         write(axes, (middle, 2.93), f"{100 * width:g} %", TEACHER, TEXT, bold=True)
-        write(axes, (middle, place.y0 - 0.14), f"{count(supernet.select(number).active_parameters())} parameters")
-        low = drawn(axes, shapes, mine, (middle, 1.05), 0.95, 0.55, STUDENT)
+        write(axes, (middle, place.y0 - 0.14), count(supernet.select(number).active_parameters()))
+        low = drawn(axes, shapes, mine, (middle, 1.02), 0.95, 0.52, STUDENT)
         arrow(axes, (middle, place.y0 - 0.24), (middle, low.y1 + 0.03), PASSED)
         if before:
-            arrow(axes, before, (low.x0 - 0.04, 1.05), STUDENT)
-        before = low.x1 + 0.04, 1.05
+            arrow(axes, before, (low.x0 - 0.04, 1.02), STUDENT)
+        before = low.x1 + 0.04, 1.02
         rate.append((middle - 0.71 + 1.42 * x, 0.2 + 0.4 * (1 + np.cos(np.pi * x)) / 2))
+    write(axes, (0.2, place.y0 - 0.14), "parameters", align="left")
     axes.plot(*np.concatenate(rate, axis=1), color=INK, linewidth=1.6)
     return svg(axes, f"From partial to whole knowledge: sub-networks of {teacher}, narrow to wide, teach {student} one after another.")
 
@@ -535,6 +538,6 @@ def combined(teacher, student, classes=10):
             box(axes, (x, y), wide, 0.32, text, PASSED if alone else INK, filled=alone, size=10, bold=alone)
     box(axes, (6.45, 2.62), 1.0, 0.3, "a paper’s", PASSED, filled=True, size=10)
     box(axes, (6.45, 2.24), 1.0, 0.3, "ours", INK, size=10, bold=False)
-    place = captioned(axes, shapes, mine, (6.45, 1.02), 0.9, 0.55, STUDENT, f"{mine.size}\nlearns")
+    place = captioned(axes, shapes, mine, (6.42, 1.02), 0.9, 0.55, STUDENT, f"{mine.size}\nlearns", room=1.4)
     arrow(axes, (columns[2] + wide / 2 + 0.06, 1.02), (place.x0 - 0.04, 1.02), PASSED, width=2.2)
     return svg(axes, f"Curriculum times knowledge: which states of {teacher} teach {student} when, and what is passed on.")
