@@ -266,7 +266,8 @@ def cost_figure(spent):
     axis.set(ylabel="test accuracy (%), with 95 % interval")
     axis.margins(x=0.15)
     figure.legend(loc="outside upper center", ncols=3)
-    caption(figure, "multiply-adds of training, of student and teacher, relative to plain KD")
+    text = "multiply-adds of training, of student and teacher, relative to plain KD"
+    caption(figure, f"{text};\nthe teacher's own training, once for all methods, is not among them")
     named = spent if len(spent) <= 16 else front  # of many points all names would not fit
     beside(axis, named["cost"], named["mean"], named["name"].replace("labels", "student alone"))
     return figure

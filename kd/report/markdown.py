@@ -152,7 +152,7 @@ def legend(lines, table):
         text += f"; {ran['pair'].iloc[0]}"
     sentences = [f"{text}."]
     if ran["cost"].notna().any():
-        sentences.append("Cost: multiply-adds of training, student and teacher together, over those of plain KD.")
+        sentences.append(f"Cost: multiply-adds of training, student and teacher together, over those of plain KD.{once_for_all(ran)}")
     if tests := int(lines["p"].notna().sum()):
         both = ", over the seeds that both rows have" if varies(ran["n"]) else ""
         baseline = table.get("baseline", "KD")
@@ -168,6 +168,18 @@ def legend(lines, table):
     if (ran["tier"] == "C").any():
         sentences.append(READING_NOTE)
     return " ".join(sentences)
+
+
+def once_for_all(ran):
+    """What training the teachers themselves costs, as a sentence; "" where that is not known."""
+    parts = []
+    for supernet, what in ((False, "training the teacher,"), (True, "training the supernet, with all that it grew from,")):
+        mine = ran[(ran["supernet"] == supernet) & (ran["teacher_cost"] > 0)]
+        values = mine.groupby("pair", sort=False)["teacher_cost"].mean()
+        each = [f"{value:.1f}{f' ({pair})' if ran['pair'].nunique() > 1 else ''}" for pair, value in values.items()]
+        if each:
+            parts.append(f"{what} {', '.join(each)}")
+    return f" Not in it, once for all rows and in the same measure: {'; '.join(parts)}." if parts else ""
 
 
 def against_controls(comparisons):

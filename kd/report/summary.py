@@ -6,7 +6,7 @@ from kd.report.claims import claim_of, first_runs, marked
 from kd.statistics import explored, interval, paired
 
 COLUMNS = [
-    "profile", "pair", "row", "n", "epochs", "cost", "mean", "interval", "baseline", "baseline_epochs",
+    "profile", "pair", "row", "n", "epochs", "cost", "supernet", "teacher_cost", "mean", "interval", "baseline", "baseline_epochs",
     "difference", "difference_interval", "pairs", "p", "claim", "runs", "reported", "tier", "source", "note", "not_run",
 ]  # fmt: skip
 
@@ -26,10 +26,12 @@ def summary(runs, table):
     """One line a row and pair of `table` (of kd.load_table), in the file's order, from `runs` (of kd.Study.run), and before them one
     of the teacher, measured, with n 0.
 
-    The columns are COLUMNS and verdict. n: runs; 0 for a row that nobody can run, with the reason in `not_run`,
-    and for one that this profile leaves out. cost: of training, student and teacher, in multiply-adds, over KD's. mean, interval: test accuracy after the last epoch, in percent. difference
-    and what follows: paired by seed, in points, against the table's baseline on the same pair. claim, runs: the one that this
-    comparison tests (kd/report/claims.py), or "", and its runs. verdict: what the interval alone says, see kd.statistics.explored.
+    The columns are COLUMNS and verdict. n: runs; 0 for a row that nobody can run, with the reason in `not_run`, and for one that this
+    profile leaves out. cost: of training, student and teacher, in multiply-adds, over KD's. teacher_cost: of training the row's teacher
+    once, in the same measure; supernet: whether that is one. mean, interval: test accuracy after the last epoch, in percent. baseline:
+    the row of which the differences are; difference and what follows: paired by seed, in points, on the same pair. claim, runs: the one
+    that this comparison tests (kd/report/claims.py), or "", and its runs. verdict: what the interval alone says, see
+    kd.statistics.explored.
     """
     runs = runs[runs["table"] == table["name"]]
     profile = runs["profile"].iloc[0] if len(runs) else ""
@@ -48,6 +50,8 @@ def summary(runs, table):
             line |= {"reported": figure.get("value"), "tier": figure.get("tier"), "source": figure.get("source")}
             if len(mine):
                 line["cost"] = cost_in(mine) / plain
+                line["supernet"] = taught_by_supernet(row, table)
+                line["teacher_cost"] = cost_in(mine, "teacher_training") / plain
                 line["epochs"] = float(mine["epochs"].mean())  # a greedy search's length may differ between seeds
                 line["mean"], line["interval"] = interval(mine["top1_last"])
             if len(mine) and len(reference) and row["row"] != baseline:
@@ -56,14 +60,22 @@ def summary(runs, table):
                 line["baseline_epochs"] = float(reference["epochs"].mean())
                 line |= primary(claim_of(table, row, rows[baseline]), mine, reference)
             lines.append(line)
-    lines = pd.DataFrame(lines, columns=COLUMNS).astype({"p": float, "difference": float, "difference_interval": float})
+    numbers = dict.fromkeys(("cost", "teacher_cost", "difference", "difference_interval", "p"), float)
+    lines = pd.DataFrame(lines, columns=COLUMNS).astype(numbers)
     cells = zip(lines["difference"], lines["difference_interval"], strict=True)
     return lines.assign(verdict=[explored(mean, width) for mean, width in cells])
 
 
-def cost_in(runs):
+def taught_by_supernet(row, table):
+    """Whether a table's row learns from a supernet's widths, not from the plain teacher."""
+    curriculum = row.get("curriculum", "fixed")
+    parameters = {**table.get("parameters", {}).get(curriculum, {}), **row.get(curriculum, {})}
+    return curriculum == "pwkd" or parameters.get("source") == "supernet"
+
+
+def cost_in(runs, column="training_multiply_adds"):
     """Mean multiply-adds of training in these runs; nan for results from before they were counted."""
-    return float(runs["training_multiply_adds"].mean()) if "training_multiply_adds" in runs else float("nan")
+    return float(runs[column].mean()) if column in runs else float("nan")
 
 
 def cost_of_kd(runs):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from kd.study.teacher_training import teacher_training
+
 COLUMNS = {
     "profile": "what params.yaml was written from",
     "data": "data set",
@@ -19,6 +21,7 @@ COLUMNS = {
     "extra_parameters": "of the method: regressors, encoders, codebooks; not needed after training",
     "teacher_epochs": "passes of the training images through a teacher",
     "training_multiply_adds": "of training, student and teacher, for one training image",
+    "teacher_training": "of training the teacher, once for all runs that share it, in the same measure; of a supernet with what it grew from",
     "teacher_top1": "test accuracy in percent of the run's last teacher",
     "top1_last": "test accuracy in percent after the last epoch: the headline",
     "top1_val": "validation accuracy in percent after the last epoch",
@@ -37,11 +40,14 @@ def read_records(folder):
 
 def frame(records, profile):
     """Records, each with its table, row and pair, as a DataFrame with the columns of COLUMNS."""
-    rows = []
+    rows, spent = [], {}
     for record in records:
         run = record["run"]
+        taught = json.dumps([run["teacher"], run["teacher_md5"], run.get("images_per_class")])
+        if taught not in spent:
+            spent[taught] = teacher_training(run, profile)
         row = {"profile": profile, "data": run["data"], "method": method_name(run), "data_md5": run["data_md5"]}
-        row |= {"teacher_md5": " ".join(run["teacher_md5"].values()), "seed": run["seed"]}
+        row |= {"teacher_md5": " ".join(run["teacher_md5"].values()), "seed": run["seed"], "teacher_training": spent[taught]}
         row |= {name: record[name] for name in COLUMNS if name in record}
         row |= {name: float(f"{row[name]:.6g}") for name in row if name.startswith("top1") and row[name] is not None}  # as results.csv has them
         rows.append(row)
