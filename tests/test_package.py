@@ -47,7 +47,7 @@ def test_the_wheel_has_every_file_that_the_package_reads(wheel):
     wanted = [path for folder, ending in kinds.items() for path in (ROOT / folder).rglob(f"*.{ending}")]
     wanted = {f"kd/files/{path.relative_to(ROOT).as_posix()}" for path in [*wanted, ROOT / "data.dvc"]}
     assert wanted == {name for name in held if name.startswith("kd/files/")}
-    assert {"kd/py.typed", "kd/__init__.pyi", "kd/report/wordnet.tsv"} <= held
+    assert {"kd/py.typed", "kd/__init__.pyi", "kd/study/wordnet.tsv"} <= held
     assert {name.split("/")[0] for name in held} == {"kd", f"kd_companion-{kd.__version__}.dist-info"}
 
 

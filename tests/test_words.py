@@ -1,6 +1,6 @@
 """Classes in words."""
 
-from kd.report.words import class_names, wordnet
+from kd.study.words import class_names, wordnet
 
 
 def test_wordnets_numbers_become_words_and_all_other_names_stay():

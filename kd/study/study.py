@@ -21,6 +21,7 @@ from kd.study.records import frame, method_name
 from kd.study.runs import key_of, open_data, open_teacher
 from kd.study.settings import use_device
 from kd.study.tables import asked_rows, load_table, table_names
+from kd.study.words import class_names
 from kd.teachers import Route, train_route, train_supernet
 
 
@@ -116,6 +117,11 @@ class Study:
     @property
     def data(self):
         return open_data(str(self.data_path))
+
+    @property
+    def class_names(self):
+        """The classes' names, in words where the data call them by WordNet's numbers."""
+        return class_names(self.data.classes)
 
     @property
     def data_md5(self):
