@@ -73,6 +73,7 @@ def write_reports(folder=None):
         old.unlink()
     judged = claims.judge(runs)
     write_atomically(folder / "claims.csv", judged.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    plt.close(plt.figure())  # loads a notebook's backend, which turns on what rc_context would turn off again
     with plt.rc_context():
         figures.style()
         sections = {name: claims.decided(text, judged) for name in names() if (text := section(name, runs, folder))}
