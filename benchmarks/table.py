@@ -39,8 +39,8 @@ class Marked:
     def __getattr__(self, name):
         return getattr(self.data, name)
 
-    def batches(self, seed, epoch, batch_size):
-        for number, batch in enumerate(self.data.batches(seed, epoch, batch_size)):
+    def batches(self, seed, epoch, batch_size, part=None):
+        for number, batch in enumerate(self.data.batches(seed, epoch, batch_size, part=part)):
             if epoch < PREPARATION and number == WARM:
                 self.start()
                 began = clock()

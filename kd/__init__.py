@@ -34,6 +34,7 @@ WHERE = {
     "kd.models": ("Output", "Supernet", "Tapped", "build", "complexity", "evaluate", "feature_shapes"),
     "kd.models.saved": ("load", "save"),
     "kd.pipeline.source": ("show_source",),
+    "kd.ranks": ("join_ranks",),
     "kd.recipe": ("Recipe",),
     "kd.report": ("figures", "schematics"),
     "kd.study.study": ("Study",),

@@ -34,6 +34,7 @@ from kd.models import feature_shapes as feature_shapes
 from kd.models.saved import load as load
 from kd.models.saved import save as save
 from kd.pipeline.source import show_source as show_source
+from kd.ranks import join_ranks as join_ranks
 from kd.recipe import Recipe as Recipe
 from kd.report import figures as figures
 from kd.report import schematics as schematics

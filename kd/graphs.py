@@ -1,7 +1,7 @@
 """A training step as one CUDA graph: a small network's step is thousands of short kernels, and the host is slower in
 asking for them than the GPU in running them.
 
-    KD_GRAPHS=1 dvc repro          on a GPU; without it every kernel is asked for one by one
+    KD_GRAPHS=1 dvc repro          on a GPU; without it, or on several ranks, every kernel is asked for one by one
 
 Off by default because it has not been run on a GPU yet: tests/test_cuda.py compares both ways there, for every method.
 """

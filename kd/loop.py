@@ -2,7 +2,8 @@
 
 All that training changes is the weights of student and knowledge, and Progress. They are saved together, and a run that
 goes on from there ends in the same bits as one never interrupted. Optimizers are stepped in `train_step` alone, and
-batches come from `batches` alone. Which phases a run is made of: kd/training.py.
+batches come from `batches` alone: there a run on several ranks is sliced and added up (kd/ranks.py). Which phases a run is made
+of: kd/training.py.
 """
 
 import copy
@@ -14,12 +15,13 @@ from functools import partial
 import torch
 from torch import nn
 
-from kd import graphs
+from kd import graphs, ranks
 from kd.checkpoints import Checkpoint, load_weights, random_state
 from kd.data import Data
 from kd.errors import ConfigError
 from kd.methods import Lesson, Method, Teachers
 from kd.models import evaluate
+from kd.models.synchronised import synchronised
 from kd.recipe import Recipe
 
 
@@ -43,7 +45,8 @@ class Result:
 class Progress:
     """All that training changes beside the weights.
 
-    teacher_images: images that passed a teacher, an int64 scalar on the device, so that a recorded step counts as well.
+    teacher_images: images that passed a teacher, an int64 scalar on the device, so that a recorded step counts as well. Of several
+        ranks each has its own; their sum counts, and is saved.
     curve: an entry an epoch. lessons: those begun, the last one under way.
     phase, epoch: how many phases of that lesson are over, and how many epochs of the phase under way.
     optimizers: the states of that phase's optimizers after its last epoch; None where they begin afresh.
@@ -108,13 +111,16 @@ class Run:
         load_weights(self.knowledge, weights["knowledge"], source)
 
     def accuracies(self):
-        return {s: evaluate(self.student, self.data, s, self.recipe.precision) for s in ("validation", "test")}
+        return {s: evaluate(self.student, self.data, s, self.recipe.precision, together=True) for s in ("validation", "test")}
 
 
 def batches(data, seed, epoch, recipe):
-    """The batches of an epoch. They come in channels_last; what a layer computes in follows its input."""
-    for batch in data.batches(seed, epoch, recipe.batch_size):
-        yield batch if recipe.channels_last else batch._replace(images=batch.images.contiguous())
+    """The batches of an epoch, or this rank's slices of them. They come in channels_last; what a layer computes in follows its input."""
+    left = len(data.labels["train"])
+    for batch in data.batches(seed, epoch, recipe.batch_size, part=ranks.part):
+        with ranks.batch_of(min(recipe.batch_size, left)):
+            yield batch if recipe.channels_last else batch._replace(images=batch.images.contiguous())
+        left -= recipe.batch_size
 
 
 def train_phase(run, phase, first):
@@ -124,10 +130,12 @@ def train_phase(run, phase, first):
     """
     progress, optimizers = run.progress, build_optimizers(phase, run.progress.optimizers)
     step = partial(train_step, phase.learners, optimizers)
-    if graphs.wanted(run.device):
+    if graphs.wanted(run.device) and ranks.count() == 1:
         step = graphs.Recorded(step, [group for optimizer in optimizers for group in optimizer.param_groups])
     while progress.epoch < phase.recipe.epochs:
-        means = yield from train_epoch(run, phase, step, first + progress.epoch)
+        with synchronised(run.student, run.knowledge), ranks.own_random_numbers(run.device, run.seed, first + progress.epoch):
+            means = yield from train_epoch(run, phase, step, first + progress.epoch)
+        ranks.first_ones_buffers(run.student, run.knowledge)
         progress.epoch += 1
         if not all(math.isfinite(value) for value in means.values()):
             reason = f"the loss is not finite after epoch {progress.epoch} ({means})"
@@ -168,11 +176,11 @@ def train_epoch(run, phase, step, epoch):
         found = step(batch, phase.learning_rate_at(number, phase.recipe.epochs * count))
         for name, value in found.items():
             sums[name] = sums.get(name, 0.0) + value
-    return {name: float(total) / len(run.data.labels["train"]) for name, total in sums.items()}
+    return {name: float(ranks.total(value)) / len(run.data.labels["train"]) for name, value in sums.items()}
 
 
 def train_step(learners, optimizers, batch, learning_rate):
-    """One step of every learner in turn, at a rate: float or scalar tensor. Returns {term: sum over the images}."""
+    """One step of every learner in turn, at a rate: float or scalar tensor. Returns {term: sum over the (rank's) images}."""
     sums = {}
     for learner, optimizer in zip(learners, optimizers, strict=True):
         for group in optimizer.param_groups:
@@ -184,11 +192,12 @@ def train_step(learners, optimizers, batch, learning_rate):
                 raise
             reason = "the last batch has a single image, too few for batch norm on 1x1 maps"
             raise ConfigError(f"{reason}; change recipe.batch_size by one") from None
-        sum(terms.values()).backward()
+        ranks.weighted(sum(terms.values())).backward()
+        ranks.add_gradients(optimizer)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + value.detach() * len(batch.labels)
+            sums[name] = sums.get(name, 0.0) + value.detach() * ranks.counted(len(batch.labels))
     return sums
 
 
@@ -201,22 +210,24 @@ def end_epoch(run, phase, optimizers, means):
     if phase.select:
         select_state(run, phase, optimizers, entry)
     progress.curve.append(entry)
-    if run.report:
+    if run.report and ranks.is_first():
         which = f"{lesson.name} " if lesson.name and len(progress.lessons) > 1 else ""
         run.report(f"{which}{phase.name} {progress.epoch}/{phase.recipe.epochs}")
-    if run.after_epoch:
+    if run.after_epoch and ranks.is_first():
         run.after_epoch(Result(progress.curve, progress.lessons), run.student)
     progress.optimizers = [optimizer.state_dict() for optimizer in optimizers]
-    if run.checkpoint and run.checkpoint.due():
+    if run.checkpoint and ranks.agreed(run.checkpoint.due()):
         progress.random = random_state(run.device)
-        run.checkpoint.save({"weights": run.weights(), "progress": progress.state()})
+        saved = progress.state() | {"teacher_images": ranks.total(progress.teacher_images)}
+        if ranks.is_first():
+            run.checkpoint.save({"weights": run.weights(), "progress": saved})
 
 
 def select_state(run, phase, optimizers, entry):
     """Remember a state that scores best; at the end of a phase that selects, go on with the one remembered."""
     progress, number = run.progress, len(run.progress.curve)
     if phase.ends_segment(progress.epoch):
-        entry["score"] = phase.select(entry)
+        entry["score"] = ranks.agreed(phase.select(entry))
         if progress.best is None or entry["score"] < progress.best["score"]:
             progress.best = {"score": entry["score"], "entry": number, "weights": copy.deepcopy(run.weights())}
     if progress.epoch < phase.recipe.epochs or phase.select_later:

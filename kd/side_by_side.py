@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 
 from kd.checkpoints import random_state, restore_random_state
+from kd.ranks import counted
 from kd.training import PREPARATION, ask_teachers, steps
 
 
@@ -24,21 +25,21 @@ class Shared:
     def __getattr__(self, name):
         return getattr(self.data, name)
 
-    def batches(self, seed, epoch, batch_size):
-        """As Data.batches: those that another run takes as well are made once."""
+    def batches(self, seed, epoch, batch_size, part=None):
+        """As Data.batches: those that another run takes as well are made once. part: the same in every call."""
         key, own = (seed, epoch, batch_size), None
         for number in range(self.data.steps(batch_size)):
-            if own is None and self.kept.get(key, (None,))[0] != number and not self.make(key, number):
-                own = self.data.batches(*key)  # out of step with the others: its batches are made for it alone
+            if own is None and self.kept.get(key, (None,))[0] != number and not self.make(key, number, part):
+                own = self.data.batches(*key, part=part)  # out of step with the others: its batches are made for it alone
                 for _ in range(number):
                     next(own)
             yield self.kept[key][1] if own is None else next(own)
 
-    def make(self, key, number):
+    def make(self, key, number, part):
         """Make the batch after the one kept; False where that is not batch `number`."""
         if number == 0 and key not in self.kept:
             self.kept = {place: kept for place, kept in self.kept.items() if place in self.iterators}  # whoever goes on has the last ones
-            self.iterators[key] = self.data.batches(*key)
+            self.iterators[key] = self.data.batches(*key, part=part)
         elif key not in self.kept or self.kept[key][0] != number - 1:
             return False
         self.kept[key] = number, next(self.iterators[key])
@@ -54,7 +55,7 @@ class Shared:
             images, output = self.said.get(key, (None, None))
             self.passes[id(run)]["asked"] += 1
             if images is batch.images:
-                run.progress.teacher_images.add_(len(images))  # its own network, which counts, was not asked
+                run.progress.teacher_images.add_(counted(len(images)))  # its own network, which counts, was not asked
             else:
                 (output,) = ask_teachers(run, lesson, [teacher], batch)
                 self.said[key] = batch.images, output

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from kd import checkpoints
+from kd import checkpoints, ranks
 from kd.checkpoints import Checkpoint
 from kd.data import Data
 from kd.errors import ConfigError
@@ -114,6 +114,14 @@ def train_route(
 
     checkpoint = Checkpoint(Path(resume) / "running.safetensors", **about) if resume else None
     result = train(network, data, recipe, seed, checkpoint=checkpoint, report=report, after_epoch=keep)
+    if ranks.is_first():
+        save_route(path, wanted, memory, resume, result, about)
+    ranks.wait()  # whoever returns may read the file
+    return result
+
+
+def save_route(path, wanted, memory, resume, result, about):
+    """Write a route's file: the states after the epochs `wanted`, from memory or from the files in `resume`."""
     if resume:
         memory = {e: checkpoints.load_state(Path(resume) / f"epoch-{e}.safetensors", **about) for e in wanted}
     saved = [memory[epoch] for epoch in wanted]
@@ -124,7 +132,6 @@ def train_route(
         "curve": result.curve,
     }
     checkpoints.save_state(path, state, kind="route", **about)
-    return result
 
 
 def joint_loss(network, distil_in_place=False, temperature=1.0, precision="fp32"):
@@ -202,5 +209,7 @@ def train_supernet(
         accuracy.append({split: evaluate(network, data, split, recipe.precision) for split in ("validation", "test")})
     curve = [{"epoch": entry["epoch"], "loss": entry["loss"]} for entry in result.curve]
     state = {"weights": network.state_dict(), "accuracy": accuracy, "curve": curve}
-    checkpoints.save_state(path, state, kind="supernet", **about)
+    if ranks.is_first():
+        checkpoints.save_state(path, state, kind="supernet", **about)
+    ranks.wait()
     return accuracy

@@ -8,7 +8,8 @@ A run is lessons (which teacher, when?); a lesson is phases: what its knowledge 
 How a phase is trained, saved and resumed: kd/loop.py.
 
 `steps` is a generator that pauses before every batch, so that several runs can advance side by side; `distill` runs
-through it. What a lesson's teachers say of a batch comes from `ask_teachers`, or what Run.ask puts in its place.
+through it. Several processes can share one run: kd/ranks.py. What a lesson's teachers say of a batch comes from
+`ask_teachers`, or what Run.ask puts in its place.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kd import ranks
 from kd.checkpoints import Checkpoint, restore_random_state
 from kd.data import Data
 from kd.errors import ConfigError
@@ -57,6 +59,8 @@ def distill(
     checkpoint: a Checkpoint to save to and to resume from, to the same bits as an uninterrupted run.
     report: (text) -> None, told where the run is after every epoch of every phase.
     after_epoch, after_lesson: (Result with the curve and the lessons so far, student) -> None.
+    On several ranks (kd.join_ranks) every one makes this call, with the same arguments; rank 0 alone reports, saves and calls
+    after_epoch and after_lesson.
 
     Test accuracy is recorded every epoch and decides nothing. Where a method chooses among states (Phase.select), the
     curve's entry at that end says so: "chosen" is the number in the curve, from 0, of the entry whose state the run
@@ -80,6 +84,7 @@ def steps(run):
 
     Runs that advance side by side share torch's random generators: kd/side_by_side.py gives each its own state.
     """
+    ranks.check_joined()
     began, shapes, networks = time.monotonic(), None, []
     run.student.to(memory_format=run.layout)
     torch.manual_seed(run.seed)
@@ -87,6 +92,9 @@ def steps(run):
     if saved:
         run.progress = Progress.restored(saved["progress"], run.device)
     progress = run.progress
+    check_ranks(run)
+    if not ranks.is_first():
+        progress.teacher_images.zero_()  # rank 0 goes on from the sum
     for lesson in lessons(run):
         networks = frozen(run, lesson)
         shapes = build_knowledge(run, networks, shapes)
@@ -94,14 +102,23 @@ def steps(run):
             run.load_weights(saved["weights"], run.checkpoint.path)
             restore_random_state(progress.random, run.device)
             saved = None
+        ranks.check_alike(teacher=nn.ModuleList(networks), weights_of_the_method=run.knowledge)
         with counted(networks, progress.teacher_images):
             yield from train_lesson(run, lesson, networks)
-        if run.after_lesson:
+        if run.after_lesson and ranks.is_first():
             run.after_lesson(Result(progress.curve, progress.lessons), run.student)
     run.student.eval()
-    images, extra = int(progress.teacher_images), sum(p.numel() for p in run.knowledge.parameters())
+    images, extra = int(ranks.total(progress.teacher_images)), sum(p.numel() for p in run.knowledge.parameters())
     measured = run.knowledge.measure(run.student, networks[-1] if networks else None, run.data)
     run.result = Result(progress.curve, progress.lessons, images, extra, measured, time.monotonic() - began)
+
+
+def check_ranks(run):
+    """ConfigError, on several ranks, unless all of them begin alike."""
+    if ranks.count() > 1:
+        reached = len(run.progress.lessons), run.progress.phase, run.progress.epoch, len(run.progress.curve)
+        given = {"seed": run.seed, "recipe": run.recipe, "data": run.data.md5, "student": run.student}
+        ranks.check_alike(**given, checkpoint=reached)
 
 
 def lessons(run):
@@ -109,7 +126,7 @@ def lessons(run):
     curriculum, done = run.method.curriculum, run.progress.lessons
     if done:
         yield done[-1]
-    while (lesson := curriculum.next(done, run.budget, run.teachers, run.student, run.data)) is not None:
+    while (lesson := ranks.agreed(curriculum.next(done, run.budget, run.teachers, run.student, run.data))) is not None:
         done.append(lesson)
         run.progress.phase = 0
         yield lesson
@@ -204,7 +221,7 @@ def counted(networks, images):
     """Count every image that passes one of the networks while the context lasts in `images`, an int64 scalar."""
 
     def count(module, inputs):
-        images.add_(len(inputs[0]))
+        images.add_(ranks.counted(len(inputs[0])))
 
     hooks = [network.register_forward_pre_hook(count) for network in networks]
     try:

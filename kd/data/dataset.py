@@ -102,14 +102,16 @@ class Data:
         images, labels = ({**part, "train": part["train"][kept]} for part in (self.images, self.labels))
         return dataclasses.replace(self, name=f"{self.name}-{images_per_class}", images=images, labels=labels)
 
-    def batches(self, seed, epoch, batch_size, dtype=torch.float32):
+    def batches(self, seed, epoch, batch_size, dtype=torch.float32, part=None):
         """Iterate over one epoch of train as Batch, each image once, shuffled, cropped and flipped.
 
+        part: (number of images in a batch) -> slice, which of them are wanted; the others are not made. None: all.
         What happens to image i is drawn for i, whatever the batch size. The host never waits for the device.
         """
         images, labels = self.images["train"], self.labels["train"]
-        (count, channels, height, width), device, padding = images.shape, images.device, self.padding
-        order, top, left, flipped = draws(self, seed, epoch)
+        (_, channels, height, width), device, padding = images.shape, images.device, self.padding
+        wanted = wanted_places(len(labels), batch_size, part)
+        order, top, left, flipped = (torch.cat([drawn[places] for places in wanted]) for drawn in draws(self, seed, epoch))
         # A crop is `height` runs of width*C bytes in the padded (N, H', W', C) bytes; its top run begins at `first`.
         row = (width + 2 * padding) * channels
         first = (order * (height + 2 * padding) + top) * row + left * channels
@@ -119,26 +121,30 @@ class Data:
         rows = torch.arange(height, device=device) * row
         normalise = normaliser(self.mean, self.std, width, device, dtype)
 
-        block = batch_size * max(1, BLOCK.get(device.type, 1 << 24) // (batch_size * images[0].numel()))
-        for begin in range(0, count, block):
-            part = slice(begin, min(begin + block, count))
-            crops = runs.index_select(0, (first[part, None] + rows).flatten()).view(
+        at_once, begin = max(1, BLOCK.get(device.type, 1 << 24) // (batch_size * images[0].numel())), 0
+        for number in range(0, len(wanted), at_once):
+            sizes = [places.stop - places.start for places in wanted[number : number + at_once]]
+            block = slice(begin, begin + sum(sizes))
+            begin = block.stop
+            crops = runs.index_select(0, (first[block, None] + rows).flatten()).view(
                 -1, height, width, channels
             )
             if self.flip:
-                crops = where(flipped[part] == 1, crops.flip(2), crops)
-            for start in range(part.start, part.stop, batch_size):
-                batch = slice(start, min(start + batch_size, part.stop))
-                yield Batch(normalise(crops[start - begin : batch.stop - begin]), labels[batch], order[batch])
+                crops = where(flipped[block] == 1, crops.flip(2), crops)
+            for crop, label, index in zip(crops.split(sizes), labels[block].split(sizes), order[block].split(sizes), strict=True):
+                yield Batch(normalise(crop), label, index)
 
-    def chunks(self, split, size, dtype=torch.float32):
-        """Iterate over a split (train, validation, test) in its order as Batch of up to `size`, not augmented."""
+    def chunks(self, split, size, dtype=torch.float32, first=0, every=1):
+        """Iterate over a split (train, validation, test) in its order as Batch of up to `size`, not augmented.
+
+        first, every: chunk number `first` (from 0) and every `every`-th after it alone.
+        """
         if split not in SPLITS:
             raise ConfigError(f"no split {split!r}{nearest(split, SPLITS)}: there are {', '.join(SPLITS)}")
         images, labels = self.images[split], self.labels[split]
         normalise = normaliser(self.mean, self.std, images.shape[3], images.device, dtype)
         index = torch.arange(len(labels), device=labels.device)
-        for part in (slice(begin, begin + size) for begin in range(0, len(labels), size)):
+        for part in (slice(begin, begin + size) for begin in range(first * size, len(labels), every * size)):
             yield Batch(normalise(images[part].permute(0, 2, 3, 1).contiguous()), labels[part], index[part])
 
     def save(self, path):
@@ -223,6 +229,16 @@ def draws(data, seed, epoch):
     top, left = torch.randint(0, 2 * data.padding + 1, (2, count), generator=generator)
     flipped = torch.randint(0, 2, (count,), generator=generator) * int(data.flip)
     return order, top[order], left[order], flipped[order]
+
+
+def wanted_places(count, batch_size, part=None):
+    """The places in an epoch's order, a slice a batch, of what `part` (as in Data.batches) wants of each batch."""
+    found = []
+    for begin in range(0, count, batch_size):
+        size = min(batch_size, count - begin)
+        taken = part(size) if part else slice(0, size)
+        found.append(slice(begin + taken.start, begin + taken.stop))
+    return found
 
 
 def where(condition, yes, no):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from kd.data.dataset import SPLITS, Batch, Data, draws, normaliser, where
+from kd.data.dataset import SPLITS, Batch, Data, draws, normaliser, wanted_places, where
 from kd.errors import ConfigError
 
 
@@ -93,9 +93,9 @@ class Stream(Data):
         """As Data.subset. The few images are in memory: they are meant to be few."""
         return super(Stream, self.to("cpu")).subset(images_per_class, seed).on(self.device, self.workers)
 
-    def batches(self, seed, epoch, batch_size, dtype=torch.float32):
+    def batches(self, seed, epoch, batch_size, dtype=torch.float32, part=None):
         order, top, left, flipped = draws(self, seed, epoch)
-        parts = [slice(begin, begin + batch_size) for begin in range(0, len(order), batch_size)]
+        parts = wanted_places(len(order), batch_size, part)
         wanted = [(order[part], top[part], left[part]) for part in parts]
         crops = DataLoader(
             Crops(self.images["train"].numpy(), self.padding),
@@ -114,8 +114,8 @@ class Stream(Data):
                 images = where(flipped[part] == 1, images.flip(2), images)
             yield Batch(normalise(images), self.labels["train"][index[part]], index[part])
 
-    def chunks(self, split, size, dtype=torch.float32):
-        for batch in super().chunks(split, size, dtype):
+    def chunks(self, split, size, dtype=torch.float32, first=0, every=1):
+        for batch in super().chunks(split, size, dtype, first, every):
             yield Batch(batch.images.to(self.device), batch.labels, batch.index.to(self.device))
 
 

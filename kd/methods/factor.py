@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kd import ranks
 from kd.errors import NonNegative, Positive, checked
 from kd.methods.attention import attention
 from kd.methods.base import Knowledge, Learner, Phase, freeze
@@ -72,6 +73,8 @@ def factor_distance(first, second, power=1):
     """
     first, second = same_size(first, second)
     difference = normalised(first) - normalised(second)
+    if power != 1:
+        difference = ranks.whole(difference)  # a root of a mean is no mean over images
     return torch.linalg.vector_norm(difference, power) / difference.numel() ** (1 / power)
 
 

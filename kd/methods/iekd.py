@@ -47,6 +47,7 @@ import torch.nn.functional as F
 from annotated_types import Interval
 from torch import nn
 
+from kd import ranks
 from kd.errors import ConfigError, NonNegative, Positive, checked
 from kd.methods.attention import check_attention
 from kd.methods.base import Knowledge, freeze
@@ -78,7 +79,8 @@ def linear_cka(first, second):
     when equal up to rotation and scale. Computed from the N x N Gram matrices, which are small however many features
     there are.
     """
-    x, y = (m.flatten(1) - m.flatten(1).mean(0) for m in (first, second))
+    x, y = (ranks.whole(m.flatten(1)) for m in (first, second))
+    x, y = (m - m.mean(0) for m in (x, y))
     x, y = x @ x.T, y @ y.T
     return (x * y).sum() / (x.norm() * y.norm()).clamp_min(torch.finfo(x.dtype).tiny)
 

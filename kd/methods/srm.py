@@ -46,10 +46,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kd import ranks
 from kd.errors import ConfigError, NonNegative, Positive, Share, checked
 from kd.methods.base import Knowledge, Learner, Phase
 from kd.methods.features import Taps, check_head, features_at, same_size
 from kd.models import run_networks
+from kd.models.synchronised import synchronised
 
 FALLS_CODEBOOKS = (10 / 100, 70 / 100)  # where the learning rate falls tenfold: after 10 and 70 of 100 epochs,
 FALLS_STUDENT = (30 / 160, 130 / 160)  # and after 30 and 130 of 160
@@ -281,7 +283,8 @@ class SRM(Knowledge):
             return run_networks(teacher, images, precision)
         statistics = {name.replace(":", "."): buffer for name, buffer in self.statistics.named_buffers()}
         teacher.train(learning)
-        output = run_networks(partial(torch.func.functional_call, teacher, statistics), images, precision)
+        with synchronised(teacher):
+            output = run_networks(partial(torch.func.functional_call, teacher, statistics), images, precision)
         teacher.eval()
         return output
 
@@ -314,14 +317,15 @@ class SRM(Knowledge):
 
     @torch.no_grad()
     def validation_loss(self, student, teacher, data, recipe):
-        """Stage 2's loss, nats, of the student in eval mode; mean over the validation images."""
+        """Stage 2's loss, nats, of the student in eval mode; mean over the validation images, which ranks share."""
         student.eval()
         total = 0.0
-        for batch in data.chunks("validation", recipe.batch_size):  # more images' similarities may not fit
+        mine = {"first": ranks.rank(), "every": ranks.count()}
+        for batch in data.chunks("validation", recipe.batch_size, **mine):  # more images' similarities may not fit
             theirs = self.look(teacher, batch.images, recipe.precision)
-            mine = run_networks(student, batch.images, recipe.precision)
-            total += float(sum(self.matching_loss(mine, theirs).values())) * len(batch.labels)
-        return total / len(data.labels["validation"])
+            output = run_networks(student, batch.images, recipe.precision)
+            total += float(sum(self.matching_loss(output, theirs).values())) * len(batch.labels)
+        return ranks.total(total) / len(data.labels["validation"])
 
     def score(self, entry):
         """How a lesson's states are compared, lower is better: minus the validation accuracy, in percent."""

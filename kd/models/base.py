@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kd import ranks
 from kd.errors import ConfigError
 
 
@@ -114,15 +115,19 @@ EVALUATION_CHUNK = 128  # images a forward pass without gradients: their maps fi
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, data, split: str = "test", precision: str = "fp32") -> float:
-    """Top-1 accuracy in percent on a split, in eval mode; the network's mode is as before afterwards. nan for an empty split."""
+def evaluate(network: nn.Module, data, split: str = "test", precision: str = "fp32", together: bool = False) -> float:
+    """Top-1 accuracy in percent on a split, in eval mode; the network's mode is as before afterwards. nan for an empty split.
+
+    together: of a run on several ranks (kd/ranks.py) each looks at its share of the images; then every rank must call.
+    """
     if len(data.labels[split]) == 0:
         return float("nan")
     was_training = network.training
     network.eval()
-    correct = sum(
-        (run_networks(network, batch.images, precision).logits.argmax(1) == batch.labels).sum()
-        for batch in data.chunks(split, EVALUATION_CHUNK)
-    )
+    correct = torch.zeros((), dtype=torch.int64, device=data.labels[split].device)
+    mine = {"first": ranks.rank(), "every": ranks.count()} if together else {}
+    for batch in data.chunks(split, EVALUATION_CHUNK, **mine):
+        correct += (run_networks(network, batch.images, precision).logits.argmax(1) == batch.labels).sum()
+    correct = ranks.total(correct) if together else correct
     network.train(was_training)
     return 100.0 * float(correct) / len(data.labels[split])

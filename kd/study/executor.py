@@ -10,9 +10,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context, parent_process
+from queue import SimpleQueue
 
 import torch
 
+from kd import ranks
 from kd.checkpoints import fault
 from kd.errors import ConfigError
 from kd.loggers import logged, logger_asked
@@ -20,6 +22,7 @@ from kd.processes import end_with_parent
 from kd.progress import report, say
 from kd.side_by_side import Shared, Track, side_by_side
 from kd.study import store
+from kd.study.on_ranks import on_ranks
 from kd.study.records import method_name
 from kd.study.runs import begin_run, key_of, open_data, record_of
 from kd.study.settings import machine, settings
@@ -105,7 +108,7 @@ MESSAGES = None  # in a worker process: where it tells its progress
 def begin_worker(messages, threads):
     """What a worker process does first."""
     global MESSAGES
-    MESSAGES = messages
+    MESSAGES = messages if ranks.is_first() else SimpleQueue()  # which nobody reads
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is answered by the process that started this one
     end_with_parent()
     torch.set_num_threads(threads)
@@ -118,7 +121,12 @@ def begin_worker(messages, threads):
 
 
 def train_in_worker(task, device):
-    """In a worker process: train a group of runs side by side, or go on with them, and put each into the store as it ends."""
+    """In a worker process: train a group of runs, here or on KD_RANKS processes below this one."""
+    on_ranks(train_group, task, device, begin=partial(begin_worker, MESSAGES, torch.get_num_threads()))
+
+
+def train_group(task, device):
+    """Train a group of runs side by side, or go on with them, and put each into the store as it ends."""
     tracks, failures, log = {}, [], logger_asked()
     data = {item[0]["images_per_class"]: Shared(open_data(item[1]["data"], item[0]["images_per_class"], device)) for item in task}
     for run, paths, keep_weights in task:
@@ -146,7 +154,8 @@ def train_in_worker(task, device):
         images = len(record["curve"]) * len(track.run.data.labels["train"])
         spent = {"seconds": round(track.seconds, 3), "images_per_second": round(images / max(track.seconds, 1e-9), 1)}
         spent["teacher_passes"] = dict(data[run["images_per_class"]].passes[id(track.run)])
-        store.save(program, record, {"key": key, **spent, **machine(device)}, weights if keep_weights else None)
+        if ranks.is_first():
+            store.save(program, record, {"key": key, **spent, **machine(device)}, weights if keep_weights else None)
         MESSAGES.put((key, len(record["curve"]), track.seconds, True, "done"))
     if failures:
         raise failures[0]

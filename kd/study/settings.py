@@ -1,8 +1,9 @@
-"""Settings of the machine, all from the environment. None of them changes a result, but KD_THREADS, which may change its last bits.
+"""Settings of the machine, all from the environment. None of them changes a result, but KD_THREADS and KD_RANKS may change last bits.
 
     KD_DEVICE=cpu          where to train; default: the GPU where torch sees one, else the CPU
     KD_WORKERS=4           processes side by side; default: one a core on the CPU, one on a GPU
     KD_THREADS=1           threads a process computes with on the CPU; one, so that no result depends on the number of cores
+    KD_RANKS=2             processes that train one run together, on a GPU each; default: 1 (kd/ranks.py)
     KD_MEMORY_SHARE=0.5    share of the free memory that images may take before they are read from disk as they are needed
     KD_SIDE_BY_SIDE=8      runs that advance together in one process and share batches and teachers; 1: each alone
     KD_LOGGER=mine:log     called as log(run, entry) after every epoch of every student (kd/loggers.py)
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from kd import graphs
+from kd import graphs, ranks
 from kd.errors import ConfigError
 
 MOST_WORKERS = 256  # more than that is a slip of the keyboard: every worker is a process with torch in it
@@ -28,14 +29,15 @@ FEWEST_FILES = 256  # that a notebook's kernel with its libraries, pipes and wor
 
 @dataclass(frozen=True)
 class Settings:
-    """What the environment says, checked: device, workers (processes), threads (of each, on the CPU), memory_share, side_by_side
-    (runs that advance together in a process)."""
+    """What the environment says, checked: device, workers (runs or groups of runs at once), threads (of each process, on the CPU),
+    memory_share, side_by_side (runs that advance together in a process), ranks (processes that train one run together)."""
 
     device: str
     workers: int
     threads: int
     memory_share: float
     side_by_side: int
+    ranks: int
 
 
 def settings():
@@ -46,14 +48,17 @@ def settings():
             raise RuntimeError
     except (RuntimeError, AssertionError):
         raise ConfigError(f"KD_DEVICE={device}: there is no such device here; cpu always is, cuda where torch sees a GPU") from None
-    cores = os.cpu_count()
+    cores, several = os.cpu_count(), number("KD_RANKS", int, 1, MOST_WORKERS)
+    if device.startswith("cuda") and several > torch.cuda.device_count():
+        raise ConfigError(f"KD_RANKS={several}: each needs a GPU of its own, and torch sees {torch.cuda.device_count()} here")
     return Settings(
         device,
-        number("KD_WORKERS", int, cores if device == "cpu" else 1, MOST_WORKERS),
+        number("KD_WORKERS", int, max(1, cores // several) if device == "cpu" else 1, MOST_WORKERS),
         number("KD_THREADS", int, 1, cores),
         number("KD_MEMORY_SHARE", float, 0.5, 1),
         # a recorded step replays its own teacher's passes, so that nothing could be shared
-        1 if graphs.wanted(torch.device(device)) else number("KD_SIDE_BY_SIDE", int, 8, MOST_WORKERS),
+        1 if graphs.wanted(torch.device(device)) or several > 1 else number("KD_SIDE_BY_SIDE", int, 8, MOST_WORKERS),
+        several,
     )
 
 
@@ -89,11 +94,12 @@ def use_device():
 
 
 def machine(device):
-    """What a run was trained on, for the machine's own record: device, threads, peak memory in MiB, versions."""
+    """What a run was trained on, for the machine's own record: device, ranks, threads, peak memory in MiB, versions; of rank 0."""
     import numpy
 
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
-    return {"device": device_name(device), "threads": torch.get_num_threads(), "peak_memory_mib": peak_memory(device), "versions": versions}
+    found = {"device": device_name(device), "ranks": ranks.count(), "threads": torch.get_num_threads()}
+    return found | {"peak_memory_mib": peak_memory(device), "versions": versions}
 
 
 def device_name(device):

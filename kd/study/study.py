@@ -15,6 +15,7 @@ from kd.progress import count, report
 from kd.recipe import Recipe
 from kd.study import store
 from kd.study.executor import run_parallel
+from kd.study.on_ranks import on_ranks
 from kd.study.parameters import study_parameters
 from kd.study.paths import images_path, runs_path, scratch_unless_pipeline, teacher_path
 from kd.study.records import frame, method_name
@@ -50,13 +51,18 @@ def teach(kind, network, recipe, train, start=None, **values):
             known = kept.exists()  # meanwhile another process has trained it
             if not known:
                 store.whole(resume)  # else the training begins anew
-                train(network, data, recipe, path=kept, resume=resume, report=lambda text: report(f"{network}: {text}"), **values)
+                on_ranks(train_teacher, train, network, str(images_path(profile)), recipe, {"path": kept, "resume": resume, **values})
                 checkpoints.write_atomically(f"{stem}.json", json.dumps(about))
                 shutil.rmtree(resume, ignore_errors=True)
     count(int(not known), int(known))
     checkpoints.write_atomically(target, kept.read_bytes())
     checkpoints.write_atomically(target.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
     return target
+
+
+def train_teacher(train, network, data, recipe, values):
+    """In a process that trains: train_route or train_supernet of kd.teachers, on the data in the file `data`."""
+    train(network, open_data(data, 0, use_device()), recipe, report=lambda text: report(f"{network}: {text}"), **values)
 
 
 def teach_supernet(network):
