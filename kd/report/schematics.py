@@ -22,10 +22,10 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangl
 from torch import nn
 
 from kd.models import Supernet, build, feature_shapes
+from kd.report.figures import PASSED_ON, STUDENT, TEACHER
 
-# colour-blind safe (Okabe and Ito)
-TEACHER, STUDENT = "#0072B2", "#D55E00"
-PASSED, AWAY, LABEL = "#009E73", "#CC79A7", "#333333"  # what the teacher passes on, what the student moves away from, the truth
+# beside those of kd.report.figures; colour-blind safe (Okabe and Ito)
+AWAY, LABEL = "#CC79A7", "#333333"  # what the student moves away from, the truth
 INK, FAINT = "#333333", "#9A9A9A"  # words and what only leads the eye
 WIDTH = 7.2  # inches, of every drawing: a phone shows it at half its size, so texts are large
 TEXT, SMALL, LEAST = 12, 11, 9  # points
@@ -307,9 +307,9 @@ def kd(teacher, student, classes=10):
         arrow(axes, first.right, second.left, colour)
         found.append((first, second))
     (_, soft), (hard, target) = found
-    badge = box(axes, (5.7, 1.65), 0.62, 0.3, "KL", PASSED, filled=True)
-    arrow(axes, soft.bottom, badge.top, PASSED)
-    arrow(axes, badge.bottom, (5.7, target.y0 + max(SOFT_STUDENT) * 0.62 + 0.02), PASSED)
+    badge = box(axes, (5.7, 1.65), 0.62, 0.3, "KL", PASSED_ON, filled=True)
+    arrow(axes, soft.bottom, badge.top, PASSED_ON)
+    arrow(axes, badge.bottom, (5.7, target.y0 + max(SOFT_STUDENT) * 0.62 + 0.02), PASSED_ON)
     badge = box(axes, (3.95, 0.34), 0.62, 0.3, "CE", LABEL, filled=True)
     truth = bars(axes, (5.7, 0.34), 0.9, 0.28, ONE_HOT, LABEL)
     arrow(axes, truth.left, badge.right, LABEL)
@@ -328,7 +328,7 @@ def kr(teacher, student, classes=10):
     arrow(axes, labels.right, low.left, LABEL)
     code = (0.35, 0.9, 0.12, 0.6, 0.25, 1.0, 0.2, 0.75)
     guess = (0.5, 0.62, 0.3, 0.7, 0.2, 0.8, 0.45, 0.5)
-    rows = [(top, theirs, 4, TEACHER, PASSED, code), (low, mine, 3, STUDENT, STUDENT, guess)]
+    rows = [(top, theirs, 4, TEACHER, PASSED_ON, code), (low, mine, 3, STUDENT, STUDENT, guess)]
     ends = []
     for place, shape, number, colour, kept, values in rows:
         y = place.centre[1]
@@ -348,9 +348,9 @@ def kr(teacher, student, classes=10):
     write(axes, (3.66, 2.45), "average")
     write(axes, (4.75, 2.95), "distribution")
     write(axes, (6.35, 2.95), "strongest kept")
-    badge = box(axes, (6.35, 1.6), 1.3, 0.3, "cross-entropy", PASSED, filled=True)
-    arrow(axes, ends[0].bottom, badge.top, PASSED)
-    arrow(axes, badge.bottom, (6.35, ends[1].y1 - 0.06), PASSED)
+    badge = box(axes, (6.35, 1.6), 1.3, 0.3, "cross-entropy", PASSED_ON, filled=True)
+    arrow(axes, ends[0].bottom, badge.top, PASSED_ON)
+    arrow(axes, badge.bottom, (6.35, ends[1].y1 - 0.06), PASSED_ON)
     return svg(axes, f"Knowledge representing: {student} matches the strongest part of {teacher}'s distribution over channels.")
 
 
@@ -371,31 +371,31 @@ def srm(teacher, student, classes=10):
     arrow(axes, (place.x1 + 0.04, 2.15), grid.left, TEACHER)
     book = codebook(axes, (1.25, 0.9), 1.7, 0.44)
     arrow(axes, (1.74, grid.y0), (1.74, book.y1), TEACHER)
-    arrow(axes, (1.98, book.y1), (1.98, grid.y0), PASSED)
+    arrow(axes, (1.98, book.y1), (1.98, grid.y0), PASSED_ON)
     write(axes, (1.25, 0.4), f"few of {2 * theirs.channels[-1]} codewords\nrebuild each pixel")
 
     kinds = (0.15, 0.4, 0.7, 1.0)  # four codewords as shades
     strongest = [[0, 0, 1, 0], [0, 3, 2, 1], [1, 3, 2, 0], [0, 1, 0, 0]]
-    grid = cells(axes, (2.98, 2.15), 0.68, [[tint(PASSED, kinds[word]) for word in row] for row in strongest])
+    grid = cells(axes, (2.98, 2.15), 0.68, [[tint(PASSED_ON, kinds[word]) for word in row] for row in strongest])
     shares = [sum(row.count(word) for row in strongest) / 9 for word in range(4)]
-    image_label = bars(axes, (2.98, 0.98), 0.68, 0.56, shares, [tint(PASSED, kind) for kind in kinds])
+    image_label = bars(axes, (2.98, 0.98), 0.68, 0.56, shares, [tint(PASSED_ON, kind) for kind in kinds])
     write(axes, (2.98, 1.66), "pixel labels")
     write(axes, (3.0, 0.55), "image labels")
     place = drawn(axes, shapes, mine, (4.28, 1.565), 0.62, 0.46, STUDENT)
     named(axes, (place.x0 - 0.1, 1.36), mine.name, STUDENT, place.x0 - 2.3, "right")
     for label, name, end in ((grid, "CE", place.top), (image_label, "BCE", place.bottom)):
-        badge = box(axes, (4.28, label.centre[1]), 0.54, 0.28, name, PASSED, filled=True)
-        arrow(axes, label.right, badge.left, PASSED)
-        arrow(axes, badge.bottom if name == "CE" else badge.top, end, PASSED)
+        badge = box(axes, (4.28, label.centre[1]), 0.54, 0.28, name, PASSED_ON, filled=True)
+        arrow(axes, label.right, badge.left, PASSED_ON)
+        arrow(axes, badge.bottom if name == "CE" else badge.top, end, PASSED_ON)
 
     top = drawn(axes, shapes, theirs, (6.22, 2.25), 0.75, 0.5, TEACHER)
     low = drawn(axes, shapes, mine, (6.22, 0.85), 0.75, 0.5, STUDENT)
     named(axes, (6.22, 2.64), theirs.name, TEACHER)
     named(axes, (6.22, 0.43), mine.name, STUDENT)
-    badge = box(axes, (6.22, 1.55), 0.5, 0.28, "KL", PASSED, filled=True)
+    badge = box(axes, (6.22, 1.55), 0.5, 0.28, "KL", PASSED_ON, filled=True)
     labels = box(axes, (5.27, 0.85), 0.74, 0.3, "labels", LABEL, filled=True)
-    arrow(axes, (6.22, top.y0 - 0.02), badge.top, PASSED)
-    arrow(axes, badge.bottom, (6.22, low.y1 + 0.02), PASSED)
+    arrow(axes, (6.22, top.y0 - 0.02), badge.top, PASSED_ON)
+    arrow(axes, badge.bottom, (6.22, low.y1 + 0.02), PASSED_ON)
     arrow(axes, labels.right, (low.x0 - 0.02, 0.85), LABEL)
     return svg(axes, f"Sparse representation matching: {student} first predicts which codewords {teacher} uses, then is distilled.")
 
@@ -404,7 +404,7 @@ def codebook(axes, centre, width, height, words=12, used=(3, 8)):
     """Codewords side by side, the used ones in full colour."""
     place, step = around(centre, width, height), width / words
     for number in range(words):
-        colour = tint(PASSED, 1.0 if number in used else 0.22)
+        colour = tint(PASSED_ON, 1.0 if number in used else 0.22)
         axes.add_patch(Rectangle((place.x0 + (number + 0.12) * step, place.y0), 0.76 * step, height, facecolor=colour))
     return place
 
@@ -423,9 +423,9 @@ def rco(teacher, student, classes=10):
     write(axes, (0.22, 0.35), "lesson", align="left")
     before = (0.95, 0.75)
     for number, (x, y) in enumerate(points, 1):
-        axes.add_patch(Circle((x, y), 0.085, facecolor=PASSED, edgecolor="white", linewidth=1, zorder=4))
+        axes.add_patch(Circle((x, y), 0.085, facecolor=PASSED_ON, edgecolor="white", linewidth=1, zorder=4))
         place = drawn(axes, shapes, mine, (x, 0.75), 0.5, 0.5, STUDENT)
-        arrow(axes, (x, y - 0.08), (x, place.y1 + 0.03), PASSED)
+        arrow(axes, (x, y - 0.08), (x, place.y1 + 0.03), PASSED_ON)
         arrow(axes, before, (place.x0 - 0.03, 0.75), STUDENT)
         write(axes, (x, 0.35), f"{number}")
         before = (place.x1 + 0.03, 0.75)
@@ -435,11 +435,11 @@ def rco(teacher, student, classes=10):
     axes.plot([5.35, 6.9], [2.27, 2.27], color=TEACHER, linewidth=2)
     for number in range(12):
         chosen = number % 3 == 2
-        centre, size, colour = (5.35 + 1.55 * (number + 1) / 12, 2.27), 0.085 if chosen else 0.05, PASSED if chosen else TEACHER
+        centre, size, colour = (5.35 + 1.55 * (number + 1) / 12, 2.27), 0.085 if chosen else 0.05, PASSED_ON if chosen else TEACHER
         axes.add_patch(Circle(centre, size, facecolor=colour, edgecolor="white", linewidth=0.8, zorder=3))
     write(axes, (6.12, 1.75), "greedy: the furthest\nthat is still easy")
     hard = (0.2, 0.28, 0.42, 0.54, 0.72, 0.86, 1.0)
-    bars(axes, (6.12, 0.85), 1.5, 0.9, hard, [PASSED if value == 0.54 else tint(TEACHER, 0.4) for value in hard])
+    bars(axes, (6.12, 0.85), 1.5, 0.9, hard, [PASSED_ON if value == 0.54 else tint(TEACHER, 0.4) for value in hard])
     axes.plot([5.3, 6.95], [0.4 + 0.62 * 0.9] * 2, color=INK, linewidth=1, linestyle=(0, (4, 2)))
     write(axes, (5.42, 1.1), "δ")
     return svg(axes, f"Route constrained optimization: {student} learns from earlier states of {teacher} first, the converged one last.")
@@ -468,7 +468,7 @@ def iekd(teacher, student, classes=10):
         arrow(axes, stack.right, coder.left, colour)
         arrow(axes, coder.right, strip.left, colour)
     write(axes, (3.65, 1.93), "learnt first,\nthen frozen")
-    write(axes, (4.52, 1.08), "inherits", PASSED, bold=True)
+    write(axes, (4.52, 1.08), "inherits", PASSED_ON, bold=True)
     write(axes, (4.52, 0.25), "explores", AWAY, bold=True)
 
     def around_the_circle(degrees, radius):
@@ -477,7 +477,7 @@ def iekd(teacher, student, classes=10):
     axes.add_patch(Circle((6.1, 1.5), 0.78, facecolor="none", edgecolor="#D8D8D8", linewidth=1))
     for degrees, colour in ((65, TEACHER), (10, STUDENT), (155, STUDENT)):
         arrow(axes, (6.1, 1.5), around_the_circle(degrees, 0.78), colour, width=2.2)
-    arrow(axes, around_the_circle(14, 0.88), around_the_circle(58, 0.88), PASSED, bend=0.2, width=2.2)
+    arrow(axes, around_the_circle(14, 0.88), around_the_circle(58, 0.88), PASSED_ON, bend=0.2, width=2.2)
     arrow(axes, around_the_circle(159, 0.88), around_the_circle(205, 0.88), AWAY, bend=0.2, width=2.2)
     return svg(axes, f"Inheritance and exploration: one half of {student}'s channels becomes like {teacher}'s features, the other unlike.")
 
@@ -500,7 +500,7 @@ def pwkd(teacher, student, classes=10):
         write(axes, (middle, 2.93), f"{100 * width:g} %", TEACHER, TEXT, bold=True)
         write(axes, (middle, place.y0 - 0.14), count(supernet.select(number).active_parameters()))
         low = drawn(axes, shapes, mine, (middle, 1.02), 0.95, 0.52, STUDENT)
-        arrow(axes, (middle, place.y0 - 0.24), (middle, low.y1 + 0.03), PASSED)
+        arrow(axes, (middle, place.y0 - 0.24), (middle, low.y1 + 0.03), PASSED_ON)
         if before:
             arrow(axes, before, (low.x0 - 0.04, 1.02), STUDENT)
         before = low.x1 + 0.04, 1.02
@@ -530,14 +530,14 @@ def combined(teacher, student, classes=10):
         axes.add_patch(Rectangle((x, 2.2), 0.18, tall, facecolor=TEACHER))
 
     for y, (name, what) in zip(rows, (("KD", "outputs"), ("KR", "channels"), ("SRM", "codewords"), ("IE-KD", "halves")), strict=True):
-        write(axes, (0.2, y), name, PASSED, TEXT, bold=True, align="left")
+        write(axes, (0.2, y), name, PASSED_ON, TEXT, bold=True, align="left")
         write(axes, (0.95, y), what, align="left")
         for x, curriculum in zip(columns, ("", "RCO", "PWKD"), strict=True):
             alone = not curriculum or name == "KD"
             text = (curriculum or name) if alone else f"{curriculum} × {name}"
-            box(axes, (x, y), wide, 0.32, text, PASSED if alone else INK, filled=alone, size=10, bold=alone)
-    box(axes, (6.45, 2.62), 1.0, 0.3, "a paper’s", PASSED, filled=True, size=10)
+            box(axes, (x, y), wide, 0.32, text, PASSED_ON if alone else INK, filled=alone, size=10, bold=alone)
+    box(axes, (6.45, 2.62), 1.0, 0.3, "a paper’s", PASSED_ON, filled=True, size=10)
     box(axes, (6.45, 2.24), 1.0, 0.3, "ours", INK, size=10, bold=False)
     place = captioned(axes, shapes, mine, (6.42, 1.02), 0.9, 0.55, STUDENT, f"{mine.size}\nlearns", room=1.4)
-    arrow(axes, (columns[2] + wide / 2 + 0.06, 1.02), (place.x0 - 0.04, 1.02), PASSED, width=2.2)
+    arrow(axes, (columns[2] + wide / 2 + 0.06, 1.02), (place.x0 - 0.04, 1.02), PASSED_ON, width=2.2)
     return svg(axes, f"Curriculum times knowledge: which states of {teacher} teach {student} when, and what is passed on.")
