@@ -13,9 +13,10 @@ from pathlib import Path
 from kd.errors import ConfigError
 
 PACKAGE = Path(__file__).resolve().parent
-# What these modules hold decides no result: messages, how files are written, where they lie, the machine's settings.
+# What these modules hold decides no result: messages, how files are written, where they lie, the machine's settings; nor does what makes
+# data of an archive (fetch, readers, folders), because the md5 of the data that come out of it is part of a run's key.
 NO_RESULT = (
-    "kd.checkpoints", "kd.errors", "kd.places", "kd.processes", "kd.program", "kd.progress", "kd.study.paths", "kd.study.settings",
+    "kd.checkpoints", "kd.data.fetch", "kd.data.folders", "kd.data.readers", "kd.errors", "kd.places", "kd.processes", "kd.program", "kd.progress", "kd.study.paths", "kd.study.settings",
 )  # fmt: skip
 FSTRING_MIDDLE = getattr(tokenize, "FSTRING_MIDDLE", None)  # from Python 3.12 on
 

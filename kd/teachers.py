@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
 
 from kd import checkpoints, ranks
 from kd.checkpoints import Checkpoint
@@ -18,7 +20,7 @@ from kd.data import Data
 from kd.errors import ConfigError
 from kd.methods import Knowledge
 from kd.methods.kd import softened_divergence
-from kd.models import Supernet, build, evaluate, run_networks
+from kd.models import Supernet, Tapped, build, evaluate, run_networks
 from kd.recipe import Recipe
 from kd.training import Result, distill, train
 
@@ -132,6 +134,53 @@ def save_route(path, wanted, memory, resume, result, about):
         "curve": result.curve,
     }
     checkpoints.save_state(path, state, kind="route", **about)
+
+
+def adopt_route(
+    name: str,
+    data: Data,
+    recipe: Recipe,
+    path: str | Path,
+    start: str | Path,
+    resume: str | Path | None = None,
+    report: Callable[[str], object] | None = None,
+) -> list[dict[str, float]]:
+    """Save a route of one state, the converged one, whose weights somebody else has trained, such as torchvision's.
+
+    start: a file of the state_dict, with the plain keys of the network inside: .safetensors, or what torch.save wrote (.pth), of which
+    tensors alone are read. recipe: its precision, in which the state is evaluated. resume, report: as `train_route` has them, unused.
+    Returns [{"validation": %, "test": %}]. ConfigError for a file that is missing or of another network or number of classes.
+    """
+    checkpoints.check_writable(path)
+    network = build(name, len(data.classes), data.image_shape[0])
+    plain = network.module if isinstance(network, Tapped) else network
+    weights, head = weights_of(start), [key for key, module in plain.named_modules() if isinstance(module, nn.Linear)][-1]
+    classes = len(weights.get(f"{head}.weight", data.classes))
+    if classes != len(data.classes):
+        has = f"{start} is of a network for {classes} classes, and the data have {len(data.classes)}"
+        raise ConfigError(f"{has}; give weights for these, or train the teacher (leave it out of teacher.weights)")
+    checkpoints.load_weights(plain, weights, start)
+    network.to(data.labels["train"].device)
+    accuracy = {split: evaluate(network, data, split, recipe.precision) for split in ("validation", "test")}
+    about = {"network": name, "classes": len(data.classes), "channels": data.image_shape[0], "data": data.md5}
+    about |= {"recipe": recipe.as_dict(), "start": checkpoints.file_md5(start)}
+    state = {"states": [network.state_dict()], "epochs": [1], "accuracy": [accuracy], "curve": []}
+    checkpoints.save_state(path, state, kind="route", **about)
+    return [accuracy]
+
+
+def weights_of(path):
+    """{name: tensor} of a file of weights, .safetensors or torch.save's. ConfigError if it is missing or none."""
+    try:
+        weights = load_file(path) if Path(path).suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing; correct teacher.weights, or leave the network out of it and it is trained") from None
+    except Exception as error:  # of a damaged file torch raises RuntimeError, UnpicklingError, EOFError and more
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:100]
+        raise ConfigError(f"{path} is no file of weights ({reason}); give a state_dict as .pth or .safetensors") from None
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise ConfigError(f"{path} holds no state_dict, {{name: tensor}}; save network.state_dict() alone")
+    return weights
 
 
 def joint_loss(network, distil_in_place=False, temperature=1.0, precision="fp32"):

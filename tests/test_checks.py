@@ -59,7 +59,8 @@ def test_every_profile_can_begin(root, name):
 
 
 def test_states_lie_where_the_route_saves_them():
-    assert route_epochs({"epochs": 7, "every": 3}) == [3, 6, 7] and route_epochs({"epochs": 4, "every": 2}) == [2, 4]
+    assert route_epochs({"epochs": 7, "every": 3}, "a") == [3, 6, 7] and route_epochs({"epochs": 4, "every": 2}, "a") == [2, 4]
+    assert route_epochs({"epochs": 4, "every": 2, "weights": {"a": "a.pth"}}, "a") == [1]
 
 
 @pytest.mark.parametrize("name", ["x; touch pwned", "my study", "../x", "-rf", "", "a/b", "$(x)", "a\nb", "é"])

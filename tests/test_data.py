@@ -611,7 +611,7 @@ def test_too_little_disk_leaves_nothing_behind(tmp_path, monkeypatch):
         ({"name": "imagefolder"}, "needs a source"),
         ({"name": "imagefolder", "source": "nowhere.tar"}, "nowhere.tar is missing"),
         ({"name": "digits", "source": "x"}, "source='x' must go"),
-        ({"name": "digits", "size": 4}, "imagefolder only"),
+        ({"name": "digits", "size": 4}, "imagefolder and jpegfolder only"),
         ({"name": "digits", "padding": 8}, "padding=8: 0 to 7"),
         ({"name": "digits", "padding": -1}, "data.padding: -1 must be greater than or equal to 0"),
         ({"name": "digits", "validation": 1257}, "validation=1257"),

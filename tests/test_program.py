@@ -1,8 +1,10 @@
 """The program without its prose: the same text under every Python, blind to comments, not to code."""
 
+import dataclasses
 import textwrap
 
 import pytest
+import tiny
 
 from kd import program
 from kd.errors import ConfigError
@@ -93,7 +95,26 @@ def test_imports_are_found_wherever_they_stand():
 
 def test_what_decides_no_result_is_no_part_of_the_training_program():
     modules = program.closure(["kd.study.runs", "kd.methods.srm"])
-    assert {"kd.training", "kd.teachers", "kd.data.dataset", "kd.models.resnet", "kd.methods.base", "kd.methods.srm", "kd.recipe"} <= set(modules)
-    for module in ("kd.study.executor", "kd.study.study", "kd.study.store", "kd.study.tables", "kd.errors", "kd.checkpoints", "kd.progress"):
+    assert {"kd.training", "kd.teachers", "kd.data.dataset", "kd.data.jpeg", "kd.data.stream", "kd.models.resnet", "kd.methods.base", "kd.methods.srm", "kd.recipe"} <= set(modules)
+    for module in ("kd.data.fetch", "kd.data.folders", "kd.data.readers", "kd.study.executor", "kd.study.study", "kd.study.store", "kd.study.tables", "kd.errors", "kd.checkpoints", "kd.progress"):
         assert module not in modules
     assert not [module for module in modules if module.startswith(("kd.report", "kd.pipeline"))]
+
+
+def test_what_readers_decide_is_in_the_md5_of_the_data_which_is_in_a_runs_key(tmp_path, monkeypatch):
+    """Why the modules that read archives need be no part of the training program: other data from them make another run."""
+    from kd.study import study
+    from kd.study.runs import key_of
+    from kd.study.tables import load_table
+
+    data, keys, paths = tiny.data(), [], [tmp_path / "one.safetensors", tmp_path / "other.safetensors"]
+    data.save(paths[0])
+    data.images["train"][0, 0, 0, 0] += 1  # as a reader would that decodes otherwise
+    dataclasses.replace(data).save(paths[1])
+    for path in paths:
+        monkeypatch.setattr(study, "images_path", lambda profile, path=path: path)
+        table = load_table("kd_main")
+        run, _ = study.Study("kd").run_of(table, next(row for row in table["rows"] if row["row"] == "student alone"), ("cnn3x8", "cnn3x4"), 0)
+        keys.append((key_of(run), run["data_md5"]))
+    assert keys[0][0] != keys[1][0] and keys[0][1] != keys[1][1]
+    assert key_of(run | {"data_md5": keys[0][1]}) == keys[0][0]  # and nothing else differs

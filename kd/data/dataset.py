@@ -25,6 +25,7 @@ BLOCK = {
     "cpu": 1 << 20,
     "cuda": 1 << 24,
 }  # bytes of images cut at once: what fits a cache; few kernel launches
+PIXELS = 1 << 23  # of a sample: 8192 images of 32x32, 167 of 224x224; a network's maps of them fit a laptop's memory
 
 
 class Batch(NamedTuple):
@@ -90,6 +91,12 @@ class Data:
         They keep their order. mean and std stay those of the full train split: a teacher trained on it expects
         them. ConfigError if a class has fewer.
         """
+        kept = self.few(images_per_class, seed).to(self.labels["train"].device)
+        images, labels = ({**part, "train": part["train"][kept]} for part in (self.images, self.labels))
+        return dataclasses.replace(self, name=f"{self.name}-{images_per_class}", images=images, labels=labels)
+
+    def few(self, images_per_class, seed):
+        """The places of subset's train images, int64 (N,) on the CPU."""
         labels, kept = self.labels["train"].cpu(), []
         generator = _generator("few", images_per_class, seed)
         for label, class_name in enumerate(self.classes):
@@ -98,9 +105,7 @@ class Data:
                 what = f"class {class_name!r} has {len(places)} train images"
                 raise ConfigError(f"{what}: ask for 1 to that many, not {images_per_class}")
             kept.append(places[torch.randperm(len(places), generator=generator)[:images_per_class]])
-        kept = torch.cat(kept).sort().values.to(self.labels["train"].device)
-        images, labels = ({**part, "train": part["train"][kept]} for part in (self.images, self.labels))
-        return dataclasses.replace(self, name=f"{self.name}-{images_per_class}", images=images, labels=labels)
+        return torch.cat(kept).sort().values
 
     def batches(self, seed, epoch, batch_size, dtype=torch.float32, part=None):
         """Iterate over one epoch of train as Batch, each image once, shuffled, cropped and flipped.
@@ -139,13 +144,24 @@ class Data:
 
         first, every: chunk number `first` (from 0) and every `every`-th after it alone.
         """
-        if split not in SPLITS:
-            raise ConfigError(f"no split {split!r}{nearest(split, SPLITS)}: there are {', '.join(SPLITS)}")
+        check_split(split)
         images, labels = self.images[split], self.labels[split]
         normalise = normaliser(self.mean, self.std, images.shape[3], images.device, dtype)
         index = torch.arange(len(labels), device=labels.device)
         for part in (slice(begin, begin + size) for begin in range(first * size, len(labels), every * size)):
             yield Batch(normalise(images[part].permute(0, 2, 3, 1).contiguous()), labels[part], index[part])
+
+    def sample(self, split, count, dtype=torch.float32):
+        """A Batch of `count` images of a split at most, from all over it, not augmented; fewer where they are large (PIXELS)."""
+        images, places = self.images[split], self.spread(split, count).to(self.labels[split].device)
+        normalise = normaliser(self.mean, self.std, images.shape[3], images.device, dtype)
+        return Batch(normalise(images[places.to(images.device)].permute(0, 2, 3, 1).contiguous()), self.labels[split][places], places)
+
+    def spread(self, split, count):
+        """The places of `sample`'s images, int64 on the CPU."""
+        check_split(split)
+        count, total = min(count, PIXELS // (self.image_shape[1] * self.image_shape[2])), len(self.labels[split])
+        return torch.arange(0, total, max(1, total // count))[:count]
 
     def save(self, path):
         """Write everything to one safetensors file, whole or not at all. Equal data give equal bytes."""
@@ -214,6 +230,12 @@ class Data:
             train = self.images["train"].permute(0, 2, 3, 1)
             self._padded = pad(train, (0, 0, *[self.padding] * 4)).flatten()
         return self._padded.as_strided((self._padded.numel() - length + 1, length), (1, 1))
+
+
+def check_split(split):
+    """ConfigError for an unknown split."""
+    if split not in SPLITS:
+        raise ConfigError(f"no split {split!r}{nearest(split, SPLITS)}: there are {', '.join(SPLITS)}")
 
 
 def _generator(*key):

@@ -243,7 +243,7 @@ def source_of(name, source, cache, md5=None):
         if md5:
             raise ConfigError(f"{path} is a folder, and this profile was made for one archive (md5 {md5}): give that archive, or set data.md5 to null")
         digest = hashlib.md5(usedforsecurity=False)
-        for file in sorted(file for _, file in _walk(path) if file is not None):
+        for file in sorted(file for _, file in walk(path) if file is not None):
             about = look(file, Path.stat)
             digest.update(
                 json.dumps([file.relative_to(path).as_posix(), about.st_size, about.st_mtime_ns]).encode()
@@ -296,7 +296,7 @@ def files_in(source, wanted):
     the archive has.
     """
     if source.is_dir():
-        for folder, path in _walk(source):
+        for folder, path in walk(source):
             if path is None:
                 yield folder.relative_to(source).as_posix(), None
                 continue
@@ -309,7 +309,7 @@ def files_in(source, wanted):
             with tarfile.open(fileobj=bounded, mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     tar.members = []  # else it remembers all of them
-                    path = _inside(source, member)
+                    path = path_inside(source, member)
                     if member.isdir():
                         yield path, None
                     elif member.isfile():
@@ -330,7 +330,7 @@ def files_in(source, wanted):
         raise ConfigError(f"{source} is not a whole tar archive ({what}): get or make it again") from None
 
 
-def _walk(source):
+def walk(source):
     """(folder, None), then (folder, path) of each of its files, for a folder and all below it, links followed."""
     for folder, folders, names in os.walk(source, followlinks=True):
         here = Path(folder)
@@ -351,7 +351,7 @@ def _regular(path):
     return look(path, Path.read_bytes)
 
 
-def _inside(source, member):
+def path_inside(source, member):
     """The path of a tar's member; ConfigError for one that points out of the archive, is a special file or has an unprintable name."""
     parts = PurePosixPath(member.name).parts
     if ".." in parts or member.name.startswith("/"):

@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 from kd.data.dataset import Data
 from kd.data.fetch import IMAGES, files_in, source_of
+from kd.data.folders import Folders, index_jpegs, stratified
 from kd.errors import ConfigError, NonNegativeInt, Positive, PositiveInt, checked, nearest, several
 from kd.processes import alone
 from kd.progress import say
 
-NAMES = ("digits", "cifar10", "cifar100", "imagefolder")
+NAMES = ("digits", "cifar10", "cifar100", "imagefolder", "jpegfolder")
 
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # what kd.data.fetch.IMAGES are; others can start programs
@@ -47,14 +48,16 @@ def load_data(
 ):
     """Data from an archive, or from the tensors an earlier call left in the folder `cache` (None: keep nothing).
 
-    name:       digits (in scikit-learn; 8x8 grey, 1000/257/540 images), cifar10, cifar100 (fine labels), or
-                imagefolder (train/CLASS/* and test/CLASS/*, possibly below one top folder; grey if all are).
+    name:       digits (in scikit-learn; 8x8 grey, 1000/257/540 images), cifar10, cifar100 (fine labels),
+                imagefolder (train/CLASS/* and test/CLASS/*, possibly below one top folder; grey if all are), or
+                jpegfolder (the same of .jpg files alone, test/ or val/; decoded as they are needed, kd/data/jpeg.py).
     source:     archive or folder; cifar10 and cifar100 default to the archive of data.dvc, whose size and md5
                 are then checked.
     validation: images held out of train, stratified by class, always the same; default 257 for digits, else 0.
     padding:    pixels; default an eighth of the height: 4 at 32x32.  flip: default yes, except for digits.
     size:       imagefolder: resize to size x size pixels (shorter side, then the centre); default: as they are.
-    mean, std:  one number a channel in [0, 1] units; default those of train.
+                jpegfolder: random crops and the centre are made this large; default 224.
+    mean, std:  one number a channel in [0, 1] units; default those of train; jpegfolder: ImageNet's.
     images_per_class: train images kept of each class, always the same ones; default all. See Data.subset.
     md5:        of `source`, 32 hexadecimal digits: another archive of that name is refused; default: any will do.
 
@@ -63,12 +66,17 @@ def load_data(
     if name not in NAMES:
         raise ConfigError(f"no data called {name!r}{nearest(name, NAMES)}: there are {', '.join(NAMES)}")
     validation = (257 if name == "digits" else 0) if validation is None else validation
-    if size is not None and name != "imagefolder":
-        raise ConfigError(f"data.size: for imagefolder only; {name} must go without")
+    if size is not None and name not in ("imagefolder", "jpegfolder"):
+        raise ConfigError(f"data.size: for imagefolder and jpegfolder only; {name} must go without")
+    for key, value in (("padding", padding), ("md5", md5)):
+        if value is not None and name == "jpegfolder":
+            raise ConfigError(f"data.{key}: not for jpegfolder, whose crops lie within the image and whose bytes nobody reads beforehand; set it to null")
     if name == "digits":
         if source is not None:
             raise ConfigError(f"digits come with scikit-learn: source={str(source)!r} must go")
         data = _data(name, *_digits(), validation)
+    elif name == "jpegfolder":
+        data, padding = index_jpegs(source, validation, size or 224), 0
     else:
         source, digest = source_of(name, source, cache, md5)
         options = hashlib.md5(
@@ -111,7 +119,7 @@ def _data(name, classes, train, test, validation):
     images, labels = train
     kept, held = slice(None), slice(0)  # slices copy nothing
     if validation:
-        kept, held = _stratified(labels, validation, f"validation={validation}")
+        kept, held = stratified(labels, validation, f"validation={validation}")
     pairs = {"train": (images[kept], labels[kept]), "validation": (images[held], labels[held]), "test": test}
     images = {split: torch.from_numpy(np.ascontiguousarray(pair[0])) for split, pair in pairs.items()}
     labels = {split: torch.from_numpy(np.asarray(pair[1], np.int64)) for split, pair in pairs.items()}
@@ -126,25 +134,12 @@ def _data(name, classes, train, test, validation):
     return Data(name, tuple(classes), images, labels, tuple(mean.tolist()), tuple(std.tolist()))
 
 
-def _stratified(labels, held_out, what):
-    """Places (kept, held out) of a fixed stratified split, each in its old order."""
-    from sklearn.model_selection import train_test_split  # slow to import, seldom needed
-
-    try:
-        parts = train_test_split(np.arange(len(labels)), test_size=held_out, random_state=0, stratify=labels)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{what} cannot be held out of {len(labels)} train images ({error}): choose another number"
-        ) from None
-    return (np.sort(part) for part in parts)
-
-
 def _digits():
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = np.round(digits.images[:, None] * (255 / 16)).astype(np.uint8)
-    train, test = _stratified(digits.target, 540, "540 digits")
+    train, test = stratified(digits.target, 540, "540 digits")
     return "0123456789", (images[train], digits.target[train]), (images[test], digits.target[test])
 
 
@@ -239,20 +234,12 @@ def _decode(items, size):
 
 def _imagefolder(source, size):
     """(class names, (images, labels) of train, of test), classes and images in the order of their names."""
-    folders, places, chunk, jobs = {"train": set(), "test": set()}, {}, [], []
+    found, chunk, jobs = Folders(source), [], []
     workers, bar = min(8, os.cpu_count() or 1), tqdm(desc=source.name, unit=" images", disable=None)
     with ThreadPoolExecutor(workers) as pool, bar:
         for path, raw in files_in(source, lambda path: Path(path).suffix.lower() in IMAGES):
-            parts = PurePosixPath(path).parts
-            at = next((i for i in (0, 1) if parts[i : i + 1] and parts[i] in folders), None)
-            if at is None or len(parts) < at + 2 or any(part.startswith(".") for part in parts):
+            if not found.take(path, is_folder=raw is None):
                 continue
-            split, class_name, is_image = parts[at], parts[at + 1], Path(path).suffix.lower() in IMAGES
-            if raw is None or len(parts) > at + 2:
-                folders[split].add(class_name)
-            if raw is None or len(parts) == at + 2 or not is_image:
-                continue
-            places[path] = (split, class_name)
             chunk.append((path, raw))
             bar.update()
             if len(chunk) == 64:
@@ -262,22 +249,7 @@ def _imagefolder(source, size):
                     jobs[-64][1].result()  # the reader waits for the decoders: no second archive in memory
         jobs.append(([path for path, _ in chunk], pool.submit(_decode, chunk, size)))
         arrays = {path: array for paths, job in jobs for path, array in zip(paths, job.result(), strict=True)}
-    tops = {path.split(f"{split}/")[0] for path, (split, _) in places.items()}
-    if len(tops) > 1:
-        raise ConfigError(
-            f"{source} has train or test folders in several places, {', '.join(sorted(tops))!r}: keep one"
-        )
-    for split, names in folders.items():
-        if not names:
-            raise ConfigError(f"{source} has no {split}/CLASS/ folders: it needs train/CLASS/* and test/CLASS/*")
-        if empty := sorted(names - {class_name for there, class_name in places.values() if there == split}):
-            raise ConfigError(f"{source}: {split}/{empty[0]} holds no images: add some or remove the folder")
-    if odd := sorted(folders["train"] ^ folders["test"]):
-        has, lacks = ("train", "test") if odd[0] in folders["train"] else ("test", "train")
-        raise ConfigError(
-            f"{source}: class {odd[0]!r} is in {has}/ and not in {lacks}/: add it there or remove it"
-        )
-
+    classes = found.check()
     shape, _ = Counter(array.shape[:2] for array in arrays.values()).most_common(1)[0]
     for path, array in sorted(arrays.items()):
         if array.shape[:2] != shape:
@@ -285,17 +257,15 @@ def _imagefolder(source, size):
             raise ConfigError(
                 f"{source}: {path} has {w}x{h} pixels, most have {width}x{height}: give size=PIXELS to resize"
             )
-    if len(folders["train"]) == 1:
-        raise ConfigError(f"{source} has one class alone, {min(folders['train'])!r}: there is nothing to tell apart; add others")
-    classes, grey = sorted(folders["train"]), all(array.ndim == 2 for array in arrays.values())
+    grey = all(array.ndim == 2 for array in arrays.values())
     label_of, parts = {class_name: label for label, class_name in enumerate(classes)}, []
     for split in ("train", "test"):
-        paths = sorted(path for path, place in places.items() if place[0] == split)
+        paths = sorted(path for path, place in found.images.items() if place[0] == split)
         images = np.empty((len(paths), 1 if grey else 3, *shape), np.uint8)
         for image, path in zip(images, paths, strict=True):
             array = arrays.pop(path)
             image[:] = (
                 array if array.ndim == 2 else array.transpose(2, 0, 1)
             )  # grey among coloured: thrice the same
-        parts.append((images, np.array([label_of[places[path][1]] for path in paths])))
+        parts.append((images, np.array([label_of[found.images[path][1]] for path in paths])))
     return classes, *parts

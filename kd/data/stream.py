@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from kd.data.dataset import SPLITS, Batch, Data, draws, normaliser, wanted_places, where
+from kd.data.jpeg import open_jpegs
 from kd.errors import ConfigError
 
 
@@ -120,11 +121,13 @@ class Stream(Data):
 
 
 def open_stream(path, device="cpu", workers=0):
-    """The Data that a file of Data.save holds, streamed. ConfigError if the file is missing or not whole.
+    """The Data that a file of Data.save holds, streamed; of Jpegs.save, as kd.data.jpeg says. ConfigError if it is missing or not whole.
 
     The md5 is the one that the file states: computing it would read everything.
     """
     rest = Data.stated(path)
+    if "folders" in rest:
+        return open_jpegs(path, device, workers)
     try:
         arrays = mapped(path)
     except (OSError, ValueError, KeyError):
@@ -138,12 +141,15 @@ def open_stream(path, device="cpu", workers=0):
     return data.on(device, workers)
 
 
-def open_data_for(path, memory_share=0.5, device="cpu", workers=0):
+def open_data_for(path, memory_share=0.5, device="cpu", workers=0, decoders=0):
     """Data.open(path) on the device, or its stream if the images, padded copies included, would take more than `memory_share`
-    of what is free there. ConfigError for a share outside (0, 1]."""
+    of what is free there. decoders: processes that decode images which are files. ConfigError for a share outside (0, 1]."""
     if not 0 < memory_share <= 1:
         raise ConfigError(f"KD_MEMORY_SHARE={memory_share}: the share must lie in (0, 1]")
-    padding, arrays = Data.stated(path)["padding"], mapped(path)
+    stated = Data.stated(path)
+    if "folders" in stated:
+        return open_jpegs(path, device, decoders)
+    padding, arrays = stated["padding"], mapped(path)
     needed = sum(array.nbytes for array in arrays.values())
     count, channels, height, width = arrays["train.images"].shape
     needed += count * channels * (height + 2 * padding) * (width + 2 * padding)

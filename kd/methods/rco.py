@@ -144,7 +144,7 @@ class RCO(Curriculum):
     def next(self, done, epochs, teachers, student, data):
         route = teachers["route"]
         if len(route) < 2:
-            raise ConfigError("RCO needs a route of several states, and this is a single one; lower teacher.every")
+            raise ConfigError("RCO needs a route of several states, and this is a single one; lower teacher.every, or train the teacher (no teacher.weights)")
         H, seen = self.prepare_for(route, data).measured(student, data)
         if done and self.trace and len(data.labels["validation"]):
             for state in range(len(route)):

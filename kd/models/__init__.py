@@ -13,6 +13,7 @@ from kd.models.allcnn import AllCNN
 from kd.models.base import Output, evaluate, name_of, probe, run_networks
 from kd.models.cnn import CNN
 from kd.models.densenet import DenseNet
+from kd.models.imagenet import TorchvisionResNet
 from kd.models.mobilenet import MobileNetV2
 from kd.models.resnet import ResNet, ResNet50
 from kd.models.supernet import Supernet
@@ -26,6 +27,7 @@ KNOWN = (  # what a misspelt name is compared with; the patterns below take othe
     *(f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56, 110)), "resnet8x4", "resnet32x4", "resnet50",
     "wrn-16-1", "wrn-16-2", "wrn-28-10", "wrn-40-1", "wrn-40-2", *(f"vgg{depth}" for depth in BLOCKS),
     "mobilenetv2", "mobilenetv2-6-0.5", "densenet121", "allcnn-0.66", "cnn3x4", "cnn3x8", "cnn6x16",
+    "torchvision-resnet18", "torchvision-resnet34", "torchvision-resnet50",
 )  # fmt: skip
 
 
@@ -33,7 +35,8 @@ def build(name: str, classes: int, channels: int = 3) -> nn.Module:
     """A fresh network by name, for `classes` >= 2 classes and images of `channels` >= 1 channels.
 
     resnetD (D = 6n+2; but resnet50 is the bottleneck one), resnetDx4, wrn-D-K (D = 6n+4), vgg8/11/13/16/19,
-    mobilenetv2-T-W (mobilenetv2 is T = 6, W = 0.5), resnet50, densenet121, allcnn-SCALE, cnnDxW (D = 3n).
+    mobilenetv2-T-W (mobilenetv2 is T = 6, W = 0.5), resnet50, densenet121, allcnn-SCALE, cnnDxW (D = 3n);
+    torchvision-resnetD, for photographs (D = 18, 34, 50, 101, 152).
     Weights come from torch's global generator. The network has `.name` and `.head`, its final nn.Linear.
     Raises ConfigError for an unknown name or a wrong number.
     """
@@ -53,6 +56,8 @@ def make(name, size):
         match = re.fullmatch(pattern, name)
         return match and [float(text) if "." in text else int(text) for text in match.groups()]
 
+    if name.startswith("torchvision-"):
+        return TorchvisionResNet(name.removeprefix("torchvision-"), **size)
     if name == "resnet50":
         return ResNet50(**size)
     if name == "densenet121":

@@ -16,6 +16,7 @@ from kd.models.allcnn import AllCNN
 from kd.models.base import name_of
 from kd.models.cnn import CNN
 from kd.models.densenet import DenseNet
+from kd.models.imagenet import TorchvisionResNet
 from kd.models.resnet import ResNet, ResNet50
 from kd.models.vgg import VGG
 from kd.models.wrn import WideResNet
@@ -64,7 +65,7 @@ class Supernet(nn.Module):
 
     def __init__(self, network, widths=(0.25, 0.5, 0.75, 1.0)):
         super().__init__()
-        if not isinstance(network, (ResNet, WideResNet, VGG, CNN, AllCNN, ResNet50)):
+        if not isinstance(network, (ResNet, WideResNet, VGG, CNN, AllCNN, ResNet50, TorchvisionResNet)):
             if any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules()):
                 reason = "grouped convolutions tie input to output channels"
             elif isinstance(network, DenseNet):

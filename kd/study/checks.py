@@ -64,7 +64,7 @@ def check_run(run, paths, params):
         if kind in paths and run["teacher"] not in params[where]:
             raise ConfigError(f"its teacher {run['teacher']} is not listed under {where}: in params.yaml; add it there, or give another pair")
     buildable(run["student"])
-    sources = {"route": Planned(epochs=route_epochs(params["teacher"])), "supernet": Planned(widths=params["supernet"]["widths"])}
+    sources = {"route": Planned(epochs=route_epochs(params["teacher"], run["teacher"])), "supernet": Planned(widths=params["supernet"]["widths"])}
     method = make(run["knowledge"], run["curriculum"], run["parameters"])
     budget = method.lesson_epochs(run["recipe"]["epochs"])
     if run["parameters"][run["curriculum"]].get("first") != "search":  # that one looks at the student
@@ -77,8 +77,10 @@ def buildable(network):
     build(network, 2)
 
 
-def route_epochs(teacher):
-    """The epochs after which a teacher's states are saved; teacher: the section of params.yaml. As kd.teachers.train_route."""
+def route_epochs(teacher, network):
+    """The epochs after which a teacher's states are saved; teacher: the section of params.yaml. As kd.teachers.train_route and adopt_route."""
+    if network in teacher.get("weights", {}):
+        return [1]
     every, epochs = teacher["every"], teacher["epochs"]
     if every > epochs:
         raise ConfigError(f"teacher.every: {every} must lie between 1 and the teacher's {epochs} epochs")

@@ -25,6 +25,7 @@ class Teacher(Section):
     milestones: several(Share) | None
     every: PositiveInt
     seed: int
+    weights: dict[str, str] = {}
 
 
 class SupernetOf(Section):
@@ -123,6 +124,7 @@ def check_study(values, name):
             build(network, 2)
         except ConfigError as problem:
             raise ConfigError(f"{name}: {problem} (under teachers, supernets or recipes)") from None
+    known(values["teacher"].get("weights") or {}, values["teachers"], "teacher.weights")
     for network in values["supernets"]:
         if network not in values["teachers"]:
             reason = "a supernet grows from the plain teacher, and is compared with it"

@@ -18,11 +18,12 @@ from kd.study.settings import settings
 from kd.study.study import Study
 from kd.study.tables import asked_rows, load_table, table_names
 
-# What a data set is before it is there: (images to train and validate on, image shape, classes).
+# What a data set, or that of a profile, is before it is there: (images to train and validate on, image shape, classes).
 KNOWN_DATA = {
     "digits": (1257, (1, 8, 8), 10),
     "cifar10": (50_000, (3, 32, 32), 10),
     "cifar100": (50_000, (3, 32, 32), 100),
+    "imagenet": (1_281_167, (3, 224, 224), 1000),
 }
 # airbench's plain baseline: 32.3 PFLOP in 7 minutes on an A100 (KellerJordan/cifar10-airbench, README.md)
 SUSTAINED = 32.3e15 / (7 * 60)
@@ -50,11 +51,11 @@ class Planned(Study):
 def data_facts(params):
     """(training images, image shape, classes) of the data in params.yaml, or None when nobody can know yet."""
     name, profile, held_out = params["data"]["name"], params["profile"], params["data"].get("validation") or 0
-    if known := KNOWN_DATA.get(name):
-        return min(known[0] - held_out, (params["data"].get("images_per_class") or known[0]) * known[2]), *known[1:]
-    if images_path(profile).exists():
+    if name not in KNOWN_DATA and images_path(profile).exists():
         data = open_stream(images_path(profile))  # looks at the file without reading its images
         return len(data.labels["train"]), data.image_shape, len(data.classes)
+    if known := KNOWN_DATA.get(name) or KNOWN_DATA.get(profile):
+        return min(known[0] - held_out, (params["data"].get("images_per_class") or known[0]) * known[2]), *known[1:]
     return None
 
 

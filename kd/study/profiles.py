@@ -53,7 +53,9 @@ def compose(name, archive=None, root=FILES):
     base.pop("about", None)  # for readers; no parameter, and too long for a column of `dvc exp show`
     base["profile"] = name
     if archive:
-        base["data"]["source"] = base["data"]["watch"] = DoubleQuotedScalarString(archive)
+        base["data"]["source"] = DoubleQuotedScalarString(archive)
+        if base["data"]["name"] != "jpegfolder":  # of which DVC would read everything
+            base["data"]["watch"] = base["data"]["source"]
     found = io.StringIO()
     yaml.dump(base, found)
     head = re.match(r"(#.*\n)+", text)  # what the profile says of itself
@@ -103,13 +105,13 @@ def use(name, archive=None, root=ROOT, prepare=lambda root, profile: None):
     must find before it can plan; everything is checked and made before params.yaml is touched. Raises ConfigError as `compose` does,
     and for an archive that is missing or not asked for.
     """
-    root, layout = Path(root), "a folder or .tar archive of train/CLASS/* and test/CLASS/*"
+    root, layout, own = Path(root), "a folder or .tar archive of train/CLASS/* and test/CLASS/*", ("imagefolder", "jpegfolder")
     files = FILES if root == ROOT else root  # differ where the package is installed outside the repository
     text = compose(name, root=files)
     data = parse_value(text)["data"]["name"]
-    if archive and data != "imagefolder":
-        raise ConfigError(f"profile {name} reads no archive of yours; --archive goes with the imagefolder profiles")
-    if not archive and data == "imagefolder":
+    if archive and data not in own:
+        raise ConfigError(f"profile {name} reads no archive of yours; --archive goes with the imagefolder profiles and imagenet")
+    if not archive and data in own:
         raise ConfigError(f"profile {name} reads your images: give --archive PATH, {layout}")
     if archive:
         path = Path(archive).expanduser()

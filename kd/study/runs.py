@@ -27,7 +27,8 @@ def key_of(run):
 @cache
 def open_data(path, images_per_class=0, device="cpu"):
     """The Data in a file of stage data, on the device; with `images_per_class` above 0 that many training images of each class."""
-    data = open_data_for(path, settings().memory_share, device)
+    found = settings()
+    data = open_data_for(path, found.memory_share, device, decoders=found.decoders)
     return data.subset(images_per_class, 0) if images_per_class else data
 
 

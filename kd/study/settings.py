@@ -5,6 +5,7 @@
     KD_THREADS=1           threads a process computes with on the CPU; one, so that no result depends on the number of cores
     KD_RANKS=2             processes that train one run together, on a GPU each; default: 1 (kd/ranks.py)
     KD_MEMORY_SHARE=0.5    share of the free memory that images may take before they are read from disk as they are needed
+    KD_DECODERS=2          processes that decode JPEG files, beside each that trains; default: the cores, shared out among those that train
     KD_SIDE_BY_SIDE=8      runs that advance together in one process and share batches and teachers; 1: each alone
     KD_LOGGER=mine:log     called as log(run, entry) after every epoch of every student (kd/loggers.py)
     KD_GRAPHS=1            on a GPU: each training step as one CUDA graph (kd/graphs.py)
@@ -30,12 +31,14 @@ FEWEST_FILES = 256  # that a notebook's kernel with its libraries, pipes and wor
 @dataclass(frozen=True)
 class Settings:
     """What the environment says, checked: device, workers (runs or groups of runs at once), threads (of each process, on the CPU),
-    memory_share, side_by_side (runs that advance together in a process), ranks (processes that train one run together)."""
+    memory_share, decoders (processes beside each), side_by_side (runs that advance together in a process), ranks (processes that train
+    one run together)."""
 
     device: str
     workers: int
     threads: int
     memory_share: float
+    decoders: int
     side_by_side: int
     ranks: int
 
@@ -51,11 +54,13 @@ def settings():
     cores, several = os.cpu_count(), number("KD_RANKS", int, 1, MOST_WORKERS)
     if device.startswith("cuda") and several > torch.cuda.device_count():
         raise ConfigError(f"KD_RANKS={several}: each needs a GPU of its own, and torch sees {torch.cuda.device_count()} here")
+    workers = number("KD_WORKERS", int, max(1, cores // several) if device == "cpu" else 1, MOST_WORKERS)
     return Settings(
         device,
-        number("KD_WORKERS", int, max(1, cores // several) if device == "cpu" else 1, MOST_WORKERS),
+        workers,
         number("KD_THREADS", int, 1, cores),
         number("KD_MEMORY_SHARE", float, 0.5, 1),
+        number("KD_DECODERS", int, max(1, cores // (workers * several)), MOST_WORKERS),
         # a recorded step replays its own teacher's passes, so that nothing could be shared
         1 if graphs.wanted(torch.device(device)) or several > 1 else number("KD_SIDE_BY_SIDE", int, 8, MOST_WORKERS),
         several,

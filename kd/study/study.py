@@ -17,13 +17,13 @@ from kd.study import store
 from kd.study.executor import run_parallel
 from kd.study.on_ranks import on_ranks
 from kd.study.parameters import study_parameters
-from kd.study.paths import images_path, runs_path, scratch_unless_pipeline, teacher_path
+from kd.study.paths import ROOT, images_path, runs_path, scratch_unless_pipeline, teacher_path
 from kd.study.records import frame, method_name
 from kd.study.runs import key_of, open_data, open_teacher
 from kd.study.settings import use_device
 from kd.study.tables import asked_rows, load_table, table_names
 from kd.study.words import class_names
-from kd.teachers import Route, train_route, train_supernet
+from kd.teachers import Route, adopt_route, train_route, train_supernet
 
 
 def teach(kind, network, recipe, train, start=None, **values):
@@ -78,6 +78,14 @@ def teach_supernet(network):
             raise ConfigError(f"supernet {network} grows from its teacher, and {start} is missing; {remedy}")
     values = {"widths": tuple(supernet["widths"]), "seed": teacher["seed"], "distil_in_place": supernet["distil_in_place"]}
     return teach("supernet", network, recipe, train_supernet, start, **values)
+
+
+def found_in_root(file):
+    """The path of a file that params.yaml names, whose relative paths begin at its own folder. ConfigError if it is not there."""
+    path = ROOT / Path(file).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"teacher.weights: {path} is not there; correct it, or leave the network out and it is trained")
+    return path
 
 
 def changed(recipe, **changes):
@@ -143,12 +151,15 @@ class Study:
         expected = {"network": network, "data": self.data_md5}
         return Teachers(**{kind: open_teacher(kind, str(path), "cpu", **expected) for kind, path in paths.items() if path.exists()})
 
-    def teach(self, network, seed=0, every=1, **recipe):
+    def teach(self, network, seed=0, every=1, weights=None, **recipe):
         """Train a teacher, or take it from the store, and return its Route.
 
-        recipe: changes to params.yaml's recipe; None changes nothing.
+        weights: {network: file} of what is not trained here: the file is its route's one state. recipe: changes to params.yaml's recipe;
+        None changes nothing.
         """
         recipe = changed(Recipe.of(self.params["recipe"]), **recipe)
+        if file := (weights or {}).get(network):
+            return Route(teach("route", network, recipe, adopt_route, start=str(found_in_root(file))))
         return Route(teach("route", network, recipe, train_route, every=every, seed=seed))
 
     def pairs(self, name):
