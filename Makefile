@@ -7,7 +7,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 
-.PHONY: repro test torture lint bench site setup
+.PHONY: repro test torture lint bench site ray setup
 
 repro: setup
 	@$(BIN)/python -m kd repro
@@ -31,6 +31,9 @@ site: setup $(BIN)/.installed-site
 	@$(BIN)/python site/build.py
 	@echo "build/site/index.html is there; to read it: $(BIN)/python -m http.server --directory build/site"
 
+# for a study on many machines: docs/cluster.md
+ray: setup $(BIN)/.installed-ray
+
 setup: $(BIN)/.installed
 
 # the package itself too, editable: Jupyter and editors start a notebook's kernel in notebooks/, where Python would not find it
@@ -45,4 +48,9 @@ $(BIN)/.installed: requirements.txt pyproject.toml
 $(BIN)/.installed-site: requirements-site.txt $(BIN)/.installed
 	@echo "Installing what the site needs into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-site.txt
+	@touch $@
+
+$(BIN)/.installed-ray: requirements-ray.txt $(BIN)/.installed
+	@echo "Installing Ray into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-ray.txt
 	@touch $@

@@ -40,7 +40,7 @@ from kd.models import build, complexity, evaluate
 from kd.models.fused import fuse_batchnorm
 from kd.recipe import Recipe
 from kd.statistics import interval
-from kd.study.executor import KEEP_MEMORY
+from kd.study.group import KEEP_MEMORY
 from kd.study.settings import device_name, peak_memory, use_device
 from kd.training import distill, train
 

@@ -8,7 +8,7 @@ from multiprocessing import get_context
 import torch
 
 from kd.errors import ConfigError
-from kd.study.executor import KEEP_MEMORY
+from kd.study.group import KEEP_MEMORY
 from kd.study.settings import use_device
 
 

@@ -16,8 +16,8 @@ def pins(lines):
     return {r.name.lower(): r for r in map(Requirement, lines)}
 
 
-def requirements():
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
+def requirements(name="requirements.txt"):
+    lines = (ROOT / name).read_text().splitlines()
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
@@ -28,7 +28,7 @@ def test_conda_has_the_same_pins():
 
 
 def test_every_package_is_pinned_without_an_address():
-    for requirement in pins(requirements()).values():
+    for requirement in pins([*requirements(), *requirements("requirements-ray.txt")]).values():
         assert re.fullmatch(r"==[\w.]+", str(requirement.specifier)) and requirement.url is None
     assert "://" not in (ROOT / "requirements.txt").read_text()
     found = pins(requirements())
@@ -47,7 +47,7 @@ def test_pins_lie_within_the_ranges():
     written = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project, build = written["project"], written["build-system"]["requires"]  # make installs without an isolated build
     wanted = [*project["dependencies"], *build, *(r for extra in project["optional-dependencies"].values() for r in extra)]
-    found = pins(requirements())
+    found = pins([*requirements(), *requirements("requirements-ray.txt")])
     for requirement in map(Requirement, wanted):
         version = str(found[requirement.name.lower()].specifier).removeprefix("==")
         assert requirement.specifier.contains(version), f"{requirement} does not admit {version}"
@@ -60,7 +60,7 @@ def test_the_projects_imports_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {"scikit-learn": "sklearn", "pyyaml": "yaml", "pillow": "PIL", "jupyter": "IPython", "ruamel.yaml": "ruamel"}
     wanted = [Requirement(requirement).name.lower() for requirement in project["dependencies"]]
-    declared = {names.get(name, name.replace("-", "_")) for name in wanted} | {"kd", "pydantic_core"}  # a part of pydantic
+    declared = {names.get(name, name.replace("-", "_")) for name in wanted} | {"kd", "pydantic_core", "ray"}  # a part of pydantic; an extra
     for path in (ROOT / "kd").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []

@@ -1,12 +1,19 @@
 """How long the rest takes; in which order runs go."""
 
+import os
+import queue
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
 from kd.progress import say
-from kd.study import executor
-from kd.study.executor import Estimate, at_chance, duration, groups
+from kd.study import executor, settings
+from kd.study.executor import Estimate, duration
+from kd.study.group import at_chance, groups, tell_epoch
 from kd.study.runs import key_of
 
 
@@ -105,13 +112,46 @@ def test_a_sum_names_what_weighs_in_each_of_its_parts():
     assert text.endswith("; lower kd.alpha or iekd.inherit_weight or recipe.learning_rate")
 
 
-def test_a_worker_tells_its_warning_behind_its_progress(monkeypatch):
+def test_a_worker_tells_its_warning_behind_its_progress():
     told, stuck = [], run("labels", 0, 8)
-    monkeypatch.setattr(executor, "MESSAGES", SimpleNamespace(put=told.append))
     of = SimpleNamespace(progress=SimpleNamespace(curve=entries(10.0, 10.0)), data=SimpleNamespace(classes=range(10)))
-    executor.tell("key", SimpleNamespace(run=of, spent=lambda: 1.0), stuck, "lesson 2/8")
+    tell_epoch(told.append, "key", SimpleNamespace(run=of, spent=lambda: 1.0), stuck, "lesson 2/8")
     assert told[0] == ("key", 2, 1.0, False, "lesson 2/8") and told[1].startswith("labels, seed 0 is still at chance")
     assert executor.say is say  # a line that stays
+
+
+def device_once_all_are_there(folder, count):
+    """In a worker: its device, told once `count` workers wait here."""
+    (folder / str(os.getpid())).touch()
+    while len(list(folder.iterdir())) < count:
+        time.sleep(0.02)
+    return executor.DEVICE
+
+
+def test_every_worker_process_takes_the_next_gpu(monkeypatch, tmp_path):
+    """The devices have other names, so that no GPU is needed: what each process gets is at stake."""
+    monkeypatch.setattr(settings.torch.cuda, "device_count", lambda: 2)
+    names = [name.replace("cuda", "gpu") for name in settings.devices(SimpleNamespace(device="cuda", workers=4))]
+    context = get_context("spawn")
+    free = context.Queue()
+    for name in names:
+        free.put(name)
+    with ProcessPoolExecutor(4, context, executor.begin_worker, (context.Queue(), free, 1)) as pool:
+        found = [future.result() for future in [pool.submit(device_once_all_are_there, tmp_path, 4) for _ in range(4)]]
+    assert sorted(found) == ["gpu:0", "gpu:0", "gpu:1", "gpu:1"]
+
+
+def test_a_worker_of_a_gpu_means_it_by_default(monkeypatch):
+    chosen, free = [], queue.SimpleQueue()
+    for name in ("set_num_threads", "cuda.set_device"):
+        monkeypatch.setattr(f"torch.{name}", chosen.append)
+    for name in ("end_with_parent", "parent_process", "threading.Thread", "signal.signal"):
+        monkeypatch.setattr(f"kd.study.executor.{name}", MagicMock())
+    monkeypatch.setattr(executor, "DEVICE", None)
+    monkeypatch.setattr(executor, "MESSAGES", None)
+    free.put("cuda:3")
+    executor.begin_worker(None, free, 1)
+    assert chosen == [1, "cuda:3"] and executor.DEVICE == "cuda:3"
 
 
 def test_durations_in_words():

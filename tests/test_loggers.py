@@ -2,7 +2,6 @@
 
 import json
 import sys
-from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -11,6 +10,7 @@ from kd.errors import ConfigError
 from kd.loggers import logged, logger_asked, name_of_run, numbers
 from kd.methods.hints import FitNet
 from kd.study import executor, store
+from kd.study.group import train_group
 from kd.study.runs import key_of
 from kd.teachers import train_route
 
@@ -74,7 +74,6 @@ def test_a_logger_that_is_not_there_is_named(module, monkeypatch, value, words):
 def trained_in_worker(folder, monkeypatch, seeds=(0, 1)):
     """Train as a worker does, in this process, a run a seed on the tiny data. Returns (keys, what the worker said)."""
     said, data = [], tiny.data()
-    monkeypatch.setattr(executor, "MESSAGES", SimpleNamespace(put=said.append))
     monkeypatch.setattr(store, "STORE", folder / "store")
     data.save(folder / "images.safetensors")
     train_route("cnn3x8", data, tiny.RECIPE, 1, folder / "route.safetensors")
@@ -91,7 +90,7 @@ def trained_in_worker(folder, monkeypatch, seeds=(0, 1)):
         run |= {"recipe": tiny.RECIPE.as_dict(), "seed": seed}
         paths = {"data": str(folder / "images.safetensors"), "route": str(folder / "route.safetensors")}
         task.append((run, paths, False))
-    executor.train_in_worker(task, "cpu")
+    train_group(task, "cpu", said.append)
     return [key_of(run) for run, *_ in task], said
 
 

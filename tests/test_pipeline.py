@@ -103,7 +103,7 @@ def test_pictures_captions_notes_and_tables_code_train_nothing(project):
     with (
         edited(folder, "kd/report/figures.py", '"#0072B2"', '"#0072B3"'),
         edited(folder, "kd/study/records.py", "fixes initial weights", "fixes the initial weights"),
-        edited(folder, "kd/study/executor.py", '"done"', '"at its end"'),
+        edited(folder, "kd/study/group.py", '"done"', '"at its end"'),
         edited(folder, "tables/kd/kd_main.yaml", "A student trained on the labels alone", "A student that learns from the labels alone"),
     ):
         done = command(folder, "dvc", "repro", "kd", "rco")

@@ -96,7 +96,7 @@ def test_imports_are_found_wherever_they_stand():
 def test_what_decides_no_result_is_no_part_of_the_training_program():
     modules = program.closure(["kd.study.runs", "kd.methods.srm"])
     assert {"kd.training", "kd.teachers", "kd.data.dataset", "kd.data.jpeg", "kd.data.stream", "kd.models.resnet", "kd.methods.base", "kd.methods.srm", "kd.recipe"} <= set(modules)
-    for module in ("kd.data.fetch", "kd.data.folders", "kd.data.readers", "kd.study.executor", "kd.study.study", "kd.study.store", "kd.study.tables", "kd.errors", "kd.checkpoints", "kd.progress"):
+    for module in ("kd.data.fetch", "kd.data.folders", "kd.data.readers", "kd.study.executor", "kd.study.group", "kd.study.cluster", "kd.study.study", "kd.study.store", "kd.study.tables", "kd.errors", "kd.checkpoints", "kd.progress"):
         assert module not in modules
     assert not [module for module in modules if module.startswith(("kd.report", "kd.pipeline"))]
 

@@ -329,11 +329,11 @@ def run_of(source, **recipe):
     return run | {"recipe": RECIPE.replace(**recipe).as_dict(), "seed": 3}
 
 
-def train_groups(folder, images, groups):
+def train_groups(folder, images, groups, messages):
     """What a worker of a study does with several groups of runs, into a store of its own."""
     store.STORE, store.program_of_run = Path(folder), lambda run: "p"
     for runs in groups:
-        executor.train_group([(run, {"data": images}, True) for run in runs], "cpu")
+        executor.train_on_rank([(run, {"data": images}, True) for run in runs], "cpu", messages)
 
 
 def test_a_study_trains_each_run_on_several_ranks(root, monkeypatch):
@@ -344,12 +344,11 @@ def test_a_study_trains_each_run_on_several_ranks(root, monkeypatch):
     run, fails = run_of(source), run_of(source, learning_rate=1e30)
     monkeypatch.setenv("KD_DEVICE", "cpu")
     monkeypatch.setattr(store, "program_of_run", store.program_of_run)  # both are put back at the end
-    monkeypatch.setattr(executor, "MESSAGES", queue)
     for count in (1, 2):
         monkeypatch.setenv("KD_RANKS", str(count))
-        begin = partial(executor.begin_worker, queue, 1)
+        begin = partial(executor.begin_rank, 1)
         with pytest.raises(ConfigError, match=r"dml, seed 3: .*not finite"):
-            on_ranks(train_groups, str(root / str(count)), images, [[run], [fails]], begin=begin)
+            on_ranks(train_groups, str(root / str(count)), images, [[run], [fails]], queue, begin=begin)
         store.STORE = root / str(count)
         entries.append(store.load("p", key_of(run), weights=True))
         assert store.load("p", key_of(fails)) is None

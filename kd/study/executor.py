@@ -1,7 +1,6 @@
-"""Groups of runs in worker processes, each finished run into the store, with a line that says how long the rest will take."""
+"""Groups of runs in worker processes or on a cluster, each finished run into the store, with a line that says how long the rest will take."""
 
 import heapq
-import math
 import os
 import signal
 import threading
@@ -10,27 +9,20 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context, parent_process
-from queue import SimpleQueue
 
 import torch
 
 from kd import ranks
-from kd.checkpoints import fault
 from kd.errors import ConfigError
-from kd.loggers import logged, logger_asked
+from kd.loggers import logger_asked
 from kd.processes import end_with_parent
 from kd.progress import report, say
-from kd.side_by_side import Shared, Track, side_by_side
-from kd.study import store
+from kd.study.cluster import train_all
+from kd.study.group import KEEP_MEMORY, groups, train_group
 from kd.study.on_ranks import on_ranks
 from kd.study.records import method_name
-from kd.study.runs import begin_run, key_of, open_data, record_of
-from kd.study.settings import machine, settings
-from kd.training import Checkpoint
-
-# glibc keeps up to a gigabyte that is free, instead of handing feature maps back to the system after every step and having them
-# cleared again: a tenth to a thirtieth of the page faults of a resnet8x4's step
-KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+from kd.study.runs import key_of
+from kd.study.settings import devices, settings
 
 
 def run_parallel(wanted, title, known=()):
@@ -40,28 +32,34 @@ def run_parallel(wanted, title, known=()):
     finished runs, from which the time left is estimated at first. Runs that see the same batches advance side by side in one process
     (kd/side_by_side.py). A run that fails lets its group come to its end, then stops the rest and raises its error here; what had
     finished stays in the store, what was under way goes on from its last checkpoint next time.
+
+    With KD_RAY the one worker process is that which deals with the cluster (kd/study/cluster.py): Ray takes over signals and prints.
     """
     found = settings()
     logger_asked()  # says at once if it is not there
     os.environ |= KEEP_MEMORY  # read by the C library when a worker process starts
-    tasks = groups(wanted, found)
-    count = max(1, min(found.workers, len(tasks)))
+    train, tasks, places = (train_on_cluster, [wanted], ["cpu"]) if found.ray else (train_in_worker, groups(wanted, found), devices(found))
+    count = max(1, min(len(places), len(tasks)))
     context = get_context("spawn")
-    messages, estimate = context.Queue(), Estimate([run for task in tasks for run, *_ in task], count, known)
+    messages, free, estimate = context.Queue(), context.Queue(), Estimate([run for task in tasks for run, *_ in task], count, known)
+    for device in places[:count]:
+        free.put(device)
 
     def watch():
         while (message := messages.get()) is not None:
             if isinstance(message, str):
                 say(f"{title}: {message}")
-                continue
-            estimate.heard(*message)
-            report(f"{title}: {estimate}")
+            elif isinstance(message, int):
+                estimate.workers = message
+            else:
+                estimate.heard(*message)
+                report(f"{title}: {estimate}")
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        with ProcessPoolExecutor(count, context, begin_worker, (messages, found.threads)) as pool:
-            futures = [pool.submit(train_in_worker, task, found.device) for task in tasks]
+        with ProcessPoolExecutor(count, context, begin_worker, (messages, free, found.threads)) as pool:
+            futures = [pool.submit(train, task) for task in tasks]
             try:
                 for future in as_completed(futures):
                     future.result()
@@ -76,42 +74,18 @@ def run_parallel(wanted, title, known=()):
         report("")
 
 
-def groups(wanted, found):
-    """`wanted` as lists of what one process trains side by side, in the order in which they begin.
-
-    Together go runs that see the same batches: of one data set, seed, batch size and precision; next to each other those with the same
-    lessons, which ask the same teachers. At most `found.side_by_side` (Settings), and so few that every worker gets two groups or
-    more: all cores are to be busy to the end. Seed by seed, so that every kind of run is seen early; the longest first.
-    """
-    alike = defaultdict(list)
-    for item in wanted:
-        run, recipe = item[0], item[0]["recipe"]
-        batches = run["data_md5"], run["images_per_class"], run["seed"], recipe["batch_size"], recipe["precision"], recipe["channels_last"]
-        alike[batches].append(item)
-    most = min(found.side_by_side, max(1, len(wanted) // (2 * found.workers)))
-    tasks = []
-    for items in alike.values():
-        items.sort(key=lambda item: (-item[0]["recipe"]["epochs"], lessons_of(item[0]), item[0]["knowledge"]))
-        count = -(-len(items) // most)
-        tasks += [items[len(items) * n // count : len(items) * (n + 1) // count] for n in range(count)]
-    return sorted(tasks, key=lambda task: (task[0][0]["seed"], -sum(run["recipe"]["epochs"] for run, *_ in task)))
+MESSAGES, DEVICE = None, None  # in a worker process: where it tells its progress, and where it trains
 
 
-def lessons_of(run):
-    """Runs for which this agrees have the same teachers at the same time, as far as that is known beforehand."""
-    return run["teacher"], run["curriculum"], repr(sorted(run["parameters"][run["curriculum"]].items()))
-
-
-MESSAGES = None  # in a worker process: where it tells its progress
-
-
-def begin_worker(messages, threads):
-    """What a worker process does first."""
-    global MESSAGES
-    MESSAGES = messages if ranks.is_first() else SimpleQueue()  # which nobody reads
+def begin_worker(messages, free, threads):
+    """What a worker process does first. free: the queue of the workers' devices, of which it takes one."""
+    global MESSAGES, DEVICE
+    MESSAGES, DEVICE = messages, free.get()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is answered by the process that started this one
     end_with_parent()
     torch.set_num_threads(threads)
+    if DEVICE.startswith("cuda:"):
+        torch.cuda.set_device(DEVICE)  # what names no device, as the recording of a graph, means this one
 
     def leave_with_parent():
         parent_process().join()
@@ -120,98 +94,26 @@ def begin_worker(messages, threads):
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def train_in_worker(task, device):
+def train_in_worker(task):
     """In a worker process: train a group of runs, here or on KD_RANKS processes below this one."""
-    on_ranks(train_group, task, device, begin=partial(begin_worker, MESSAGES, torch.get_num_threads()))
+    on_ranks(train_on_rank, task, DEVICE, MESSAGES, begin=partial(begin_rank, torch.get_num_threads()))
 
 
-def train_group(task, device):
-    """Train a group of runs side by side, or go on with them, and put each into the store as it ends."""
-    tracks, failures, log = {}, [], logger_asked()
-    data = {item[0]["images_per_class"]: Shared(open_data(item[1]["data"], item[0]["images_per_class"], device)) for item in task}
-    for run, paths, keep_weights in task:
-        key, program = key_of(run), store.program_of_run(run)
-        checkpoint = Checkpoint(f"{store.place(program, key)}.running.safetensors", run=key)
-        if checkpoint.path.exists() and (problem := fault(checkpoint.path)):
-            MESSAGES.put(f"{checkpoint.path} {problem}; the run begins anew")
-            checkpoint.remove()
-        shared = data[run["images_per_class"]]
-        try:
-            training = begin_run(run, paths, shared, device, checkpoint=checkpoint, ask=shared.ask)
-        except ConfigError as problem:
-            failures.append(named(run, problem))
-            continue
-        track = Track(training)
-        training.report = partial(tell, key, track, run)
-        training.after_epoch = log and logged_or_said(log, {**run, "key": key})
-        tracks[track] = run, key, program, keep_weights
-    for track, failure in side_by_side(tracks):
-        run, key, program, keep_weights = tracks[track]
-        if failure is not None:
-            failures.append(named(run, failure))
-            continue
-        record, weights = record_of(run, track.run)
-        images = len(record["curve"]) * len(track.run.data.labels["train"])
-        spent = {"seconds": round(track.seconds, 3), "images_per_second": round(images / max(track.seconds, 1e-9), 1)}
-        spent["teacher_passes"] = dict(data[run["images_per_class"]].passes[id(track.run)])
-        if ranks.is_first():
-            store.save(program, record, {"key": key, **spent, **machine(device)}, weights if keep_weights else None)
-        MESSAGES.put((key, len(record["curve"]), track.seconds, True, "done"))
-    if failures:
-        raise failures[0]
+def begin_rank(threads):
+    """What one of several processes that train a run together does first."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    torch.set_num_threads(threads)
 
 
-def tell(key, track, run, text):
-    """What a run reports after an epoch, with what the estimate of the time left needs."""
-    curve = track.run.progress.curve
-    MESSAGES.put((key, len(curve), track.spent(), False, text))
-    if warning := at_chance(run, curve, len(track.run.data.classes)):
-        MESSAGES.put(warning)
+def train_on_rank(task, device, messages):
+    """Train a group of runs, in the worker itself or in one of its ranks: then on that rank's GPU, and the first alone tells."""
+    several = settings().ranks > 1
+    train_group(task, device.partition(":")[0] if several else device, messages.put if ranks.is_first() else lambda message: None)
 
 
-def logged_or_said(log, run):
-    """As kd.loggers.logged, but where the logger fails, this is said once and the run goes on without it."""
-    told, failed = logged(log, **run), False
-
-    def after_epoch(result, student):
-        nonlocal failed
-        try:
-            if not failed:
-                told(result, student)
-        except Exception as error:  # whatever a server that does not answer raises
-            failed = True
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            MESSAGES.put(f"KD_LOGGER={os.environ['KD_LOGGER']} failed ({reason:.200}); {run['key']} goes on without it")
-
-    return after_epoch
-
-
-def at_chance(run, curve, classes):
-    """A line for a run that learns nothing, after a quarter of its epochs (2 at least), at no other epoch; else None.
-
-    That is, whose validation accuracy never rose above 1.5 times chance in its lessons; in a phase that prepares, a
-    student's head need not learn. A loss too heavy for the learning rate does this, and nothing else would say so
-    before the run is over.
-    """
-    enough = max(2, math.ceil(run["recipe"]["epochs"] / 4))
-    seen = [entry["validation"] for entry in curve if entry["phase"] == "lesson"]
-    if curve[-1]["phase"] != "lesson" or len(seen) != enough:
-        return None
-    if not max(seen) <= 1.5 * 100 / classes:  # nan, without validation images, says nothing
-        return None
-    heavy = ("weight", "inherit_weight", "explore_weight", "alpha", "learning_rate")
-    own = [f"{method}.{name}" for method in run["knowledge"] for name in heavy if run["parameters"][method].get(name)]
-    which = f"{method_name(run)}, seed {run['seed']}"
-    after = f"({max(seen):.1f} %) after {len(seen)} of {run['recipe']['epochs']} epochs"
-    return f"{which} is still at chance {after}; lower {' or '.join([*own, 'recipe.learning_rate'])}"
-
-
-def named(run, failure):
-    """The failure of a run, which says whose it is: beside it others were on their way."""
-    if not isinstance(failure, ConfigError):
-        failure.add_note(f"in the run {method_name(run)}, seed {run['seed']}")
-        return failure
-    return ConfigError(f"{method_name(run)}, seed {run['seed']}: {failure}")
+def train_on_cluster(wanted):
+    """In a worker process: have runs trained on the cluster that KD_RAY names."""
+    train_all(wanted, settings(), MESSAGES.put)
 
 
 class Estimate:

@@ -10,7 +10,8 @@ from kd.methods import make
 from kd.models import Supernet, build, complexity
 from kd.study import store
 from kd.study.checks import check_runs
-from kd.study.executor import duration, groups, lessons_of
+from kd.study.executor import duration
+from kd.study.group import groups, lessons_of
 from kd.study.paths import STAGES, images_path, runs_path
 from kd.study.records import method_name, read_records
 from kd.study.runs import key_of

@@ -1,7 +1,9 @@
 """Settings of the machine, all from the environment. None of them changes a result, but KD_THREADS and KD_RANKS may change last bits.
 
     KD_DEVICE=cpu          where to train; default: the GPU where torch sees one, else the CPU
-    KD_WORKERS=4           processes side by side; default: one a core on the CPU, one on a GPU
+    KD_WORKERS=4           processes side by side; default: one a core on the CPU, on GPUs one for each KD_GPU_SHARE of them
+    KD_GPU_SHARE=0.25      share of a GPU that a process takes, for small runs; default 1. Processes go round all GPUs that torch sees
+    KD_RAY=auto            train on a cluster instead: the one that Ray runs here, or the one at HOST:PORT (docs/cluster.md)
     KD_THREADS=1           threads a process computes with on the CPU; one, so that no result depends on the number of cores
     KD_RANKS=2             processes that train one run together, on a GPU each; default: 1 (kd/ranks.py)
     KD_MEMORY_SHARE=0.5    share of the free memory that images may take before they are read from disk as they are needed
@@ -32,7 +34,7 @@ FEWEST_FILES = 256  # that a notebook's kernel with its libraries, pipes and wor
 class Settings:
     """What the environment says, checked: device, workers (runs or groups of runs at once), threads (of each process, on the CPU),
     memory_share, decoders (processes beside each), side_by_side (runs that advance together in a process), ranks (processes that train
-    one run together)."""
+    one run together), gpu_share (of a GPU, that a process takes), ray (a cluster's address, or "")."""
 
     device: str
     workers: int
@@ -41,6 +43,8 @@ class Settings:
     decoders: int
     side_by_side: int
     ranks: int
+    gpu_share: float
+    ray: str
 
 
 def settings():
@@ -51,10 +55,14 @@ def settings():
             raise RuntimeError
     except (RuntimeError, AssertionError):
         raise ConfigError(f"KD_DEVICE={device}: there is no such device here; cpu always is, cuda where torch sees a GPU") from None
-    cores, several = os.cpu_count(), number("KD_RANKS", int, 1, MOST_WORKERS)
+    cores, several, share = os.cpu_count(), number("KD_RANKS", int, 1, MOST_WORKERS), number("KD_GPU_SHARE", float, 1, 1)
+    gpus = {"cpu": 0, "cuda": torch.cuda.device_count()}.get(device, 1)
     if device.startswith("cuda") and several > torch.cuda.device_count():
         raise ConfigError(f"KD_RANKS={several}: each needs a GPU of its own, and torch sees {torch.cuda.device_count()} here")
-    workers = number("KD_WORKERS", int, max(1, cores // several) if device == "cpu" else 1, MOST_WORKERS)
+    if several > 1 and os.environ.get("KD_RAY"):
+        raise ConfigError("KD_RANKS and KD_RAY do not go together: a cluster trains many runs, ranks train one; unset either")
+    together = 1 if gpus else max(1, cores // several)  # groups at a time where each run has several processes
+    workers = number("KD_WORKERS", int, together if several > 1 else on_gpus(gpus, share) or cores, MOST_WORKERS)
     return Settings(
         device,
         workers,
@@ -64,7 +72,20 @@ def settings():
         # a recorded step replays its own teacher's passes, so that nothing could be shared
         1 if graphs.wanted(torch.device(device)) or several > 1 else number("KD_SIDE_BY_SIDE", int, 8, MOST_WORKERS),
         several,
+        share,
+        os.environ.get("KD_RAY", ""),
     )
+
+
+def on_gpus(count, share):
+    """How many processes, each with `share` of a GPU, fit onto `count` GPUs: a process's share lies on one of them."""
+    return int(count) * int(1 / share + 1e-9)
+
+
+def devices(found):
+    """The device of each worker under the Settings `found`, a list of names: "cuda" is every GPU that torch sees, in turn."""
+    gpus = torch.cuda.device_count() if found.device == "cuda" else 0
+    return [f"cuda:{number % gpus}" if gpus else found.device for number in range(found.workers)]
 
 
 def number(name, kind, default, most):
@@ -110,7 +131,7 @@ def machine(device):
 def device_name(device):
     """The GPU's name; of a CPU what it calls itself, and the number of its cores."""
     if device.startswith("cuda"):
-        return torch.cuda.get_device_name()
+        return torch.cuda.get_device_name(device)
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -120,7 +141,7 @@ def device_name(device):
 def peak_memory(device="cpu"):
     """The most memory that this process has used on the device so far, in MiB."""
     if device.startswith("cuda"):
-        return round(torch.cuda.max_memory_allocated() / 2**20)
+        return round(torch.cuda.max_memory_allocated(device) / 2**20)
     if Path("/proc/self/status").exists():  # Linux's ru_maxrss is no less than that of the process which started this one
         lines = Path("/proc/self/status").read_text().splitlines()
         return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10)
