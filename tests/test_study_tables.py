@@ -12,7 +12,7 @@ from kd.methods import CURRICULA, KNOWLEDGE, make
 from kd.report.effects import cells
 from kd.report.summary import by_pair
 from kd.study import tables
-from kd.study.paths import ROOT, STAGES, notebook_path
+from kd.study.paths import ROOT, STAGES, appendix_paths, notebook_path
 from kd.study.plan import Planned, student_epochs
 from kd.study.records import method_name
 from kd.study.runs import key_of
@@ -71,7 +71,7 @@ def test_table_file(name):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_runs_and_depends_on_its_tables_and_names_no_other(stage):
-    cells = json.loads(notebook_path(stage).read_text())["cells"]
+    cells = [cell for path in (notebook_path(stage), *appendix_paths(stage)) for cell in json.loads(path.read_text())["cells"]]
     source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     for name in table_names(stage):
         assert f'"{name}"' in source, f"{stage} does not run {name}"
