@@ -40,22 +40,22 @@ def plus(flag):
 def test_main_effects_against_contrasts():
     accuracy = grid(additive)
     main = effects.main_effects(accuracy)
-    assert list(main["name"]) == ["rco", "pwkd", "kr", "srm", "iekd", "kd, added to another alone"]
+    assert list(main["name"]) == ["rco", "pwkd", "kr", "srm", "iekd", "kd, added to kr, srm or iekd"]
     expected = {
         "rco": lambda c, kd, kr, srm, iekd: kd * {"rco": 1, "fixed": -1}.get(c, 0) / 8,
         "pwkd": lambda c, kd, kr, srm, iekd: kd * {"pwkd": 1, "fixed": -1}.get(c, 0) / 8,
         "kr": lambda c, kd, kr, srm, iekd: kd * plus(kr) / 12,
         "srm": lambda c, kd, kr, srm, iekd: kd * plus(srm) / 12,
         "iekd": lambda c, kd, kr, srm, iekd: kd * plus(iekd) / 12,
-        "kd, added to another alone": lambda c, kd, kr, srm, iekd: (kr + srm + iekd == 1) * plus(kd) / 9,
+        "kd, added to kr, srm or iekd": lambda c, kd, kr, srm, iekd: (kr + srm + iekd == 1) * plus(kd) / 9,
     }
     for name, sign in expected.items():
         check_line(line_of(main, name), contrast(accuracy, sign))
-    truth = {"rco": 1.0, "pwkd": -1.0, "kr": 0.5, "srm": -0.7, "iekd": 0.0, "kd, added to another alone": 2.0}
+    truth = {"rco": 1.0, "pwkd": -1.0, "kr": 0.5, "srm": -0.7, "iekd": 0.0, "kd, added to kr, srm or iekd": 2.0}
     for name, value in truth.items():
         assert line_of(main, name)["mean"] == pytest.approx(value, abs=0.1)
     assert dict(zip(main["name"], main["verdict"], strict=True)) == {
-        "rco": "better", "pwkd": "worse", "kr": "better", "srm": "worse", "iekd": "no difference shown", "kd, added to another alone": "better",
+        "rco": "better", "pwkd": "worse", "kr": "better", "srm": "worse", "iekd": "no difference shown", "kd, added to kr, srm or iekd": "better",
     }  # fmt: skip
     np.testing.assert_allclose(main["p_holm"], holm(main["p"]))
 

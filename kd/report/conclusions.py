@@ -1,28 +1,29 @@
 """The combined study in words: sentences computed from its numbers alone."""
 
 from kd.report import effects
+from kd.report.findings import words
 from kd.report.markdown import plus_minus
 
 
 def conclusions(accuracy, spent=None):
     """The study's conclusions, a list of sentences.
 
-    accuracy: of `effects.accuracies`. spent: of kd.report.cost.costs, or None. "Better" and "worse" mean that the
+    accuracy: of `effects.accuracies`. spent: of kd.report.cost.costs, or None. "Demonstrably" better and worse mean that the
     interval excludes zero, also after Holm's correction within the family of comparisons.
     """
     if "kd" not in accuracy:
-        return ["Plain KD did not run in this study, so that there is nothing to compare with."]
+        return ["Plain KD did not run in this study, so there is nothing to compare the other methods with."]
     gains = effects.gains(accuracy)
-    better = with_verdict(gains, "better")
-    compared = f"{counted(len(gains), 'method')}, over {counted(len(accuracy), 'paired seed')}"
-    opening = f"Compared with plain KD ({accuracy['kd'].mean():.2f} %): {compared}."
+    better, worse = with_verdict(gains, "better"), with_verdict(gains, "worse")
+    compared = f"{words(len(gains))} other method{' is' if len(gains) == 1 else 's are'} compared with it"
+    opening = f"Plain KD reaches {accuracy['kd'].mean():.2f} %; {compared}, over {counted(len(accuracy), 'paired seed')}."
     if len(accuracy) < 2 or not len(gains):
         return [opening, "That is too little to conclude anything."]
     stronger = [name for name in with_verdict(effects.beyond_each_part(accuracy), "better") if name in better]
     sentences = [
         opening,
-        f"Better than plain KD: {listed(better)}." if better else "None is demonstrably better than plain KD.",
-        f"Worse: {listed(worse)}." if (worse := with_verdict(gains, "worse")) else "None is demonstrably worse.",
+        f"{said_of(better)} demonstrably better than plain KD." if better else "None of them is demonstrably better.",
+        f"{said_of(worse)} demonstrably worse." if worse else "None is demonstrably worse.",
         undecided(gains),
         highest_mean(gains),
         averages(accuracy),
@@ -40,20 +41,21 @@ def undecided(gains):
     rest = gains[~gains["verdict"].isin(["better", "worse"])]
     if not len(rest):
         return ""
-    text = f"For {'the other ' if len(rest) < len(gains) else 'all '}{len(rest)} no difference is shown"
+    which = f"any of the {words(len(gains))} differs" if len(rest) == len(gains) else f"the other {words(len(rest))} differ{'s' if len(rest) == 1 else ''}"
+    text = f"These seeds cannot tell whether {which} from KD"
     before = with_verdict(gains, "not after correction")
-    return f"{text}; before Holm's correction {listed(before)} would have stood out." if before else f"{text}."
+    return f"{text}; without Holm's correction {listed(before)} would have counted as different." if before else f"{text}."
 
 
 def highest_mean(gains):
     top = gains.loc[gains["mean"].idxmax()]
     if top["mean"] <= 0:
-        return "Plain KD itself has the highest mean, or shares it."
-    kinds = {"better": "a demonstrable gain", "not after correction": "no demonstrable gain after correction"}
+        return "No method's mean is above plain KD's."
+    kinds = {"better": "a demonstrable gain", "not after correction": "which is no demonstrable gain after correction"}
     gap = plus_minus(top["mean"], top["interval"], sign=True)
-    kind = kinds.get(top["verdict"], "no demonstrable gain")
-    highest = f"The highest mean is that of `{top['name']}`: {gap} points over KD, {kind}"
-    return f"{highest}; as the highest of {len(gains)} it is probably overstated."
+    kind = kinds.get(top["verdict"], "which is no demonstrable gain")
+    highest = f"The highest mean is that of `{top['name']}`, {gap} points over KD, {kind}"
+    return f"{highest}; as the highest of {words(len(gains))} it is probably overestimated."
 
 
 def averages(accuracy):
@@ -62,12 +64,14 @@ def averages(accuracy):
     if not len(family):
         return ""
     clauses = []
-    if up := with_verdict(family, "better"):
-        clauses.append(f"{listed(up)} {'raise' if len(up) > 1 else 'raises'} the accuracy")
-    if down := with_verdict(family, "worse"):
-        clauses.append(f"{listed(down)} {'lower' if len(down) > 1 else 'lowers'} it")
-    over = "the settings that ran" if coverage(accuracy) else "everything else"
-    return f"On average over {over}, {', and '.join(clauses) or 'no factor changes the accuracy demonstrably'}."
+    for verdict, plural, singular in (("better", "raise", "raises"), ("worse", "lower", "lowers")):
+        found = with_verdict(family, verdict)
+        if effects.ADDED_KD in found:
+            clauses.append(f"adding `kd` to a method that lacks it {singular} the accuracy")
+        if parts := [name for name in found if name != effects.ADDED_KD]:
+            clauses.append(f"{listed(parts)} {plural if len(parts) > 1 else singular} {'it' if clauses else 'the accuracy'}")
+    over = "those parts of the grid that ran" if coverage(accuracy) else "the rest of the grid"
+    return f"Averaged over {over}, {joined(clauses, ', and ') or 'no part changes the accuracy demonstrably'}."
 
 
 def two_at_a_time(accuracy):
@@ -76,24 +80,27 @@ def two_at_a_time(accuracy):
     if not len(family):
         return ""
     clauses = []
-    if more := with_verdict(family, "better"):
-        clauses.append(f"{listed(more)} {'add' if len(more) > 1 else 'adds'} more together than apart")
-    if less := with_verdict(family, "worse"):
-        clauses.append(f"{listed(less)} {'add' if len(less) > 1 else 'adds'} less together than apart")
-    return f"Two at a time, {', and '.join(clauses) or 'no two parts demonstrably help or hinder each other'}."
+    for verdict, how in (("better", "more"), ("worse", "less")):
+        clauses += [f"{listed(name.split(' x '))} add {how} together than apart" for name in with_verdict(family, verdict)]
+    return f"Taken two at a time, {'; '.join(clauses) or 'no parts demonstrably help or hinder each other'}."
 
 
 def coverage(accuracy):
-    """What is averaged over and what cannot be estimated where only a corner of the grid ran; "" when all of it did."""
+    """On how much of the grid each average rests, and what cannot be estimated; "" where all of the grid ran."""
     counts = effects.estimated(accuracy)
-    some = [f"`{name}` {ran} of {settings}" for name, (ran, settings) in counts.items() if 0 < ran < settings]
-    none = [name for name, (ran, _) in counts.items() if not ran]
+    some = [f"{ran} of {settings} for {called(name)}" for name, (ran, settings) in counts.items() if 0 < ran < settings]
+    none = [called(name) for name, (ran, _) in counts.items() if not ran]
     sentences = []
     if some:
-        sentences.append(f"Settings of the other factors that ran and are averaged over: {', '.join(some)}.")
+        sentences.append(f"These averages rest on some of the grid's pairs of methods, with the part and without it: on {joined(some)}.")
     if none:
-        sentences.append(f"Not estimated, because too little of the grid ran: {listed(none)}.")
+        sentences.append(f"For {joined(none)} there are too few such pairs.")
     return " ".join(sentences)
+
+
+def called(factor):
+    """A factor's name within a sentence."""
+    return "adding `kd`" if factor == effects.ADDED_KD else f"`{factor}`"
 
 
 def sums(accuracy, stronger):
@@ -102,15 +109,15 @@ def sums(accuracy, stronger):
     if not len(family):
         return []
     more, less = with_verdict(family, "better"), with_verdict(family, "worse")
-    none = "The one combination is not" if len(family) == 1 else f"None of the {len(family)} combinations is"
+    none = "The one combination does not gain" if len(family) == 1 else f"None of the {words(len(family))} combinations gains"
     return [
-        f"More than the sum of their parts: {listed(more)}."
+        f"{listed(more)} {'gain' if len(more) > 1 else 'gains'} demonstrably more than the parts add up to."
         if more
-        else f"{none} demonstrably more than the sum of its parts.",
-        f"Less than the sum: {listed(less)}." if less else "",
-        f"Better than each of their parts and than KD: {listed(stronger)}."
+        else f"{none} demonstrably more than its parts add up to.",
+        f"{listed(less)} {'gain' if len(less) > 1 else 'gains'} demonstrably less than the parts add up to." if less else "",
+        f"{said_of(stronger)} demonstrably better than plain KD and than each part."
         if stronger
-        else "None is demonstrably better than each of its parts and than KD.",
+        else f"{'It is not' if len(family) == 1 else 'None is'} demonstrably better than both plain KD and each of its parts.",
     ]
 
 
@@ -121,25 +128,23 @@ def costs(better, spent):
     cost = spent.set_index("name")["cost"]
     cheap = [name for name in better if cost[name] <= 1 + 1e-9]
     return [
-        f"At no more than KD's cost, better than KD: {listed(cheap)}."
+        f"{said_of(cheap)} better than plain KD at no more than its cost."
         if cheap
-        else "Nothing that costs no more than KD is demonstrably better than it.",
-        f"The best of the better ones, `{better[0]}`, costs {cost[better[0]]:.2f} times KD's training."
-        if better
-        else "",
+        else "Nothing that costs no more than plain KD is demonstrably better than it.",
+        f"The best method, `{better[0]}`, costs {cost[better[0]]:.2f} times as much training as plain KD." if better else "",
     ]
 
 
 def advice(accuracy, better, stronger):
     """The last sentence: what to do."""
     if stronger:
-        return "So combining pays here, for the combinations named."
+        return "So combining methods pays here, for the combinations named."
     if better:
-        return "So a method pays here, but combining adds nothing that these runs could show over its best part."
+        return "So a method pays here, but combining it with others adds nothing that these runs could show."
     if raising := [name for name in with_verdict(effects.main_effects(accuracy), "better") if name != effects.ADDED_KD]:
         alone = "So no single method is demonstrably better than plain KD with these seeds"
-        return f"{alone}; only averages over the grid speak for {listed(raising)}."
-    return "So with these seeds there is no reason to prefer anything here to plain KD."
+        return f"{alone}; only the averages speak for {listed(raising)}."
+    return "So these numbers give no reason to prefer anything in the grid to plain KD."
 
 
 def with_verdict(family, verdict):
@@ -148,13 +153,21 @@ def with_verdict(family, verdict):
     return list(lines.loc[lines["mean"].abs().sort_values(ascending=False, kind="stable").index, "name"])
 
 
+def said_of(names):
+    """The names with the verb: "`kr` is", "`kr` and `srm` are"."""
+    return f"{listed(names)} {'are' if len(names) > 1 else 'is'}"
+
+
 def listed(names, most=6):
     """ "`kr`, `srm` and `iekd`"; of more than `most` names the first, and how many more there are."""
     quoted = [f"`{name}`" for name in names]
-    if len(quoted) > most:
-        return f"{', '.join(quoted[:most])} and {len(quoted) - most} more"
-    return " and ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))
+    return joined([*quoted[:most], f"{len(quoted) - most} more"] if len(quoted) > most else quoted)
+
+
+def joined(phrases, last=" and "):
+    """Phrases as an enumeration: "a, b and c"; "" for none."""
+    return last.join(filter(None, [", ".join(phrases[:-1]), *phrases[-1:]]))
 
 
 def counted(number, noun):
-    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
+    return f"{words(number)} {noun}{'' if number == 1 else 's'}"

@@ -25,7 +25,7 @@ from kd.statistics import paired, with_verdicts
 from kd.study.records import method_name
 from kd.study.tables import load_table
 
-ADDED_KD = "kd, added to another alone"
+ADDED_KD = "kd, added to kr, srm or iekd"
 
 
 @cache
