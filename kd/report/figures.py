@@ -2,6 +2,7 @@
 
 import io
 import textwrap
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -269,7 +270,8 @@ def cost_figure(spent):
     text = "multiply-adds of training, of student and teacher, relative to plain KD"
     caption(figure, f"{text};\nthe teacher's own training, once for all methods, is not among them")
     named = spent if len(spent) <= 16 else front  # of many points all names would not fit
-    beside(axis, named["cost"], named["mean"], named["name"].replace("labels", "student alone"))
+    corners = [(x, y) for before, after in pairwise(front[["cost", "mean"]].to_numpy()) for x, y in (before, (after[0], before[1]))]
+    beside(axis, named["cost"], named["mean"], named["name"].replace("labels", "student alone"), [*corners, tuple(front[["cost", "mean"]].iloc[-1])])
     return figure
 
 
@@ -282,11 +284,13 @@ NEAR = [  # where a name may stand beside its point: offset in points, and the t
 ]
 
 
-def beside(axis, x, y, names):
-    """Each point's name beside it, where it meets fewest of the other points and names: the last thing to be drawn."""
+def beside(axis, x, y, names, line=()):
+    """Each point's name beside it, where it meets fewest of the other points, names and pieces of the `line` through these (x, y):
+    the last thing to be drawn."""
     axis.figure.draw_without_rendering()  # the layout must be settled
     renderer, room, taken = axis.figure.canvas.get_renderer(), axis.get_window_extent(), []
     points = axis.transData.transform(np.column_stack([x, y]))
+    pieces = [Bbox([*ends]).padded(1) for ends in pairwise(axis.transData.transform(line))] if len(line) else []
     for number in np.argsort(-points[:, 1], kind="stable"):
         others = [Bbox.from_bounds(px - 16, py - 16, 32, 32) for px, py in np.delete(points, number, axis=0)]
         found = []
@@ -300,7 +304,7 @@ def beside(axis, x, y, names):
             text.update_positions(renderer)
             box = Text.get_window_extent(text, renderer)
             inside = room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1
-            found.append((3 * (not inside) + sum(map(box.overlaps, taken + others)), len(found), text, box))
+            found.append((3 * (not inside) + sum(map(box.padded(3).overlaps, taken + others + pieces)), len(found), text, box))
         _, best, _, box = min(found, key=lambda place: place[:2])
         for _, place, text, _ in found:
             if place != best:
