@@ -52,7 +52,7 @@ def test_reports_of_the_combined_study(repository):
     folder = repository / "out"
     page.write_reports(folder)
     text = (folder / "tables.md").read_text()
-    assert "In words" in text and "Compared with plain KD" in text and "figures/combined.png" in text
+    assert "In words" in text and "other methods are compared with it" in text and "figures/combined.png" in text
 
 
 def made_up_teacher(root, kind, network, accuracy, profile="p"):
