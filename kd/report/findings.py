@@ -190,7 +190,7 @@ def sentences(profile, place, runs, facts=None, strict=True):
     strict: raise ConfigError, with its name, for one that does not hold; else it is left out, as where somebody changes a parameter
     to see what else may come out.
     """
-    names = Seen(runs, facts, place).names()
+    names = Seen(runs, facts, place.partition("_")[0]).names()  # an appendix, kr_readings, is of its stage
     found = load_findings(profile).get(place, ())
     return [said for one in found if (said := sentence(one, names, f"findings/{profile}.yaml, {place}", strict))]
 
