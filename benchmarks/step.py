@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import peer, report
+from benchmarks.loader import time_loaders
 from benchmarks.peer import BATCH, CLASSES
 from benchmarks.table import time_table
 from benchmarks.turns import Turns, clock, in_own_process
@@ -331,6 +332,9 @@ def benchmark(options):
     if "methods" in wanted:
         print("methods ...")
         results["methods"] = in_own_process(time_methods, max(2, options.steps // 4), options.repeats, device)
+    if "loader" in wanted:
+        print("loader ...")
+        results["loader"] = time_loaders(options.repeats)
     if "neutrality" in wanted and options.neutrality:
         print("neutrality ...")
         results["neutrality"] = in_own_process(neutrality, options.neutrality, device)

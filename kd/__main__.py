@@ -169,7 +169,7 @@ def parser():
 
     use = add(command_use)
     use.add_argument("profile")
-    use.add_argument("--archive", help="imagefolder profiles: the folder or archive to read")
+    use.add_argument("--archive", help="imagefolder profiles and imagenet: the folder or archive to read")
     fetch = add(command_fetch)
     fetch.add_argument("name", help="cifar10 or cifar100")
     fetch.add_argument("--from", dest="addresses", nargs="+", metavar="ADDRESS", help="where from, in order; default: data.dvc's, or KD_MIRRORS")

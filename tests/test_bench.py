@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from benchmarks import report, step, table
+from benchmarks import loader, report, step, table
 from kd.errors import ConfigError
 from kd.methods import make
 from kd.training import distill
@@ -117,6 +117,26 @@ def test_a_table_is_timed_side_by_side_and_beside_the_peer(checkout):
     assert rows[-1]["ratio_to_peer"] == 1
     text = report.page([{"what": "table", "machine": "this one"} | row for row in rows])
     assert "## A whole table" in text and f"| {rows[0]['images_per_second']:.0f} |" in text
+
+
+def test_both_loaders_are_timed_on_all_files(tmp_path):
+    loader.write_photographs(tmp_path, 9)
+    for run, options in ((loader.run_ours, ()), (loader.run_peer, (False,)), (loader.run_peer, (True,))):
+        rates = []
+
+        def answer(rate, rates=rates):
+            rates.append(rate)
+            raise EOFError
+
+        with pytest.raises(EOFError):
+            run(tmp_path, 1, *options, answer)
+        assert rates[0] > 0
+    counted = []
+    loader.rate([torch.zeros(3, 1), torch.zeros(2, 1)], counted.append)
+    assert counted[0] > 0
+    row = {"variant": loader.OURS, "n": 3, "images": 9, "workers": 1, "images_per_second": 70.2, "low": 60.0, "high": 80.0, "ratio": 1.25}
+    report.write(tmp_path, {"loader": [row]}, "this machine")
+    assert "| kd.data.jpeg | 70 | 60 to 80 | 1.25 |" in (tmp_path / "benchmark.md").read_text()
 
 
 def test_a_process_that_fails_is_named(tmp_path):

@@ -107,6 +107,20 @@ def test_resnet_equals_torchvision_blocks():
     torch.testing.assert_close(network(images).logits, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_torchvisions_networks_are_torchvisions():
+    torch.manual_seed(0)
+    network = build("torchvision-resnet18", 1000).eval()
+    torch.manual_seed(0)
+    other, images = torchvision.models.resnet18().eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(network(images).logits, other(images)) and network.name == "torchvision-resnet18"
+    assert feature_shapes(network, (3, 224, 224)) == [(64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7)]
+    assert complexity(network, (3, 224, 224)) == (11_689_512, 1_814_073_344)  # torchvision states 11,689,512 and 1.81 billion
+    for name, channels, said in (("torchvision-resnet19", 3, "did you mean 'resnet18'"), ("torchvision-resnet18", 1, "3 channels, not 1")):
+        with pytest.raises(ConfigError, match=said):
+            build(name, 10, channels)
+
+
 def test_resnet50_equals_torchvision_with_a_small_stem():
     other = torchvision.models.resnet50(num_classes=10)
     other.conv1, other.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()

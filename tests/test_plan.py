@@ -1,10 +1,14 @@
 """What `kd plan` counts and estimates, by hand."""
 
+import itertools
 
 import pytest
 from made_up import record_of, write_params, write_runs
 
+from kd.data import load_data
 from kd.study import paths, plan, store
+from kd.study.parameters import parse_value
+from kd.study.profiles import compose
 from kd.study.runs import key_of
 from kd.study.tables import load_table
 
@@ -75,6 +79,21 @@ def test_plan_prints_without_data(planned):
     planned(data={"name": "imagefolder", "size": 32})
     text = plan.plan()
     assert "Hours are known once `dvc repro data`" in text and lines_of(text)["total"][-1] == "unknown"
+
+
+def test_imagenet_is_planned_before_it_is_indexed_and_an_index_as_it_is(planned, root, tmp_path):
+    values = parse_value(compose("imagenet", str(tmp_path)))
+    del values["profile"]
+    planned(profile="imagenet", **values)
+    text = plan.plan()
+    assert "1,271,167 training images of 3x224x224" in text and "evaluation, decoding and start-up are left out" in text
+    assert lines_of(text)["srm"][1:3] == ["4", "560"] and float(lines_of(text)["total"][-1]) > 100  # 100 epochs four times, and SRM's 80 twice
+    paths.images_path("imagenet").parent.mkdir(parents=True)
+    for split, name in itertools.product(("train", "val"), ("a", "b")):
+        (tmp_path / "few" / split / name).mkdir(parents=True)
+        (tmp_path / "few" / split / name / "1.jpg").write_bytes(b"nobody reads it")
+    load_data("jpegfolder", tmp_path / "few", size=64).save(paths.images_path("imagenet"))
+    assert "jpegfolder, 2 training images of 3x64x64" in plan.plan()
 
 
 def test_what_the_store_has_is_not_planned_again(planned):

@@ -123,6 +123,13 @@ def test_any_path_of_an_archive_survives(project, name, capsys):
     assert "kept" not in capsys.readouterr().out and not list(project.glob("*.bak*"))
 
 
+def test_dvc_does_not_read_all_of_imagenet(project):
+    (project / "photographs").mkdir()
+    use("imagenet", str(project / "photographs"), root=project)
+    data = yaml.safe_load((project / "params.yaml").read_text())["data"]
+    assert data["source"] == str(project / "photographs") and data["watch"] == "requirements.txt"
+
+
 def test_an_edited_file_is_kept(project, capsys):
     for number, change in (("", "seeds: 7"), ("1", "seeds: 8"), ("1", "seeds: 8")):
         use("digits", root=project)
@@ -167,6 +174,7 @@ def refuse(root, profile):
         ({"name": "digit"}, r"unknown profile 'digit' \(did you mean 'digits'\?\); there are broken, cifar10, "),
         ({"name": "base"}, "unknown profile 'base'"),
         ({"name": "imagefolder"}, "give --archive PATH"),
+        ({"name": "imagenet"}, "give --archive PATH"),
         ({"name": "imagefolder", "archive": "missing"}, "missing does not exist"),
         ({"name": "digits", "archive": "."}, "digits reads no archive of yours"),
         ({"name": "broken"}, "unknown key 'nonsense'"),

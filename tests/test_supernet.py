@@ -31,7 +31,7 @@ NARROW = {
 }
 
 
-@pytest.mark.parametrize("name", [*NARROW, "allcnn-0.2", "resnet50"])
+@pytest.mark.parametrize("name", [*NARROW, "allcnn-0.2", "resnet50", "torchvision-resnet18"])
 @pytest.mark.parametrize("training", [True, False])
 def test_full_width_is_the_plain_network_to_the_bit(name, training):
     network = tiny.shaken(build(name, 10)).train(training)

@@ -245,11 +245,12 @@ def plan():
     if clock.measured:
         out.append(f"Students' hours are scaled from runs measured here ({', '.join(devices)}); one process.")
     if clock.estimated or estimated_teachers:
+        files = params["data"]["name"] == "jpegfolder"  # whose decoding may be what a training waits for
         pairs = "Teachers' hours and those of pairs not yet run" if clock.estimated else "Teachers' hours"
         out.append(
             f"{pairs if clock.measured else 'Hours'} are an estimate, not a measurement: one GPU that sustains "
             f"{SUSTAINED / 1e12:.0f} TFLOP/s (airbench's baseline on an A100), {LAUNCH * 1e6:.0f} microseconds a "
-            "kernel start, one run at a time; the methods' own modules, evaluation and start-up are left out."
+            f"kernel start, one run at a time; the methods' own modules, evaluation{', decoding' * files} and start-up are left out."
         )
     if hours := lines[-1][-1]:
         out.append(f"All of it: about {duration(hours * 3600)}.")
