@@ -2,14 +2,20 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from pipeline import clone, environment
+
+from kd.errors import ConfigError
+from kd.study import cluster as cluster_module
 
 STUDY = """
 import sys
@@ -93,6 +99,93 @@ def wait_for(what, process, seconds=240):
 def workers():
     """Processes of Ray's that train."""
     return [process for process in psutil.process_iter(["cmdline"]) if "train_on_node" in " ".join(process.info["cmdline"] or ())]
+
+
+def test_what_is_missing_is_named_in_a_line(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"^KD_RAY=auto: Ray is not installed here; `pip install 'kd-companion\[ray\]'`[^\n]*$"):
+        cluster_module.train_all([], SimpleNamespace(ray="auto"), print)
+
+
+@pytest.mark.parametrize("address, reason", [("127.0.0.1:1", "refused"), ("nonsense", "Invalid address"), ("auto", "Could not find any running Ray")])
+def test_a_cluster_that_is_not_there_is_named_in_a_line(monkeypatch, tmp_path, address, reason):
+    ray = pytest.importorskip("ray", reason="needs Ray: make ray")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
+    with pytest.raises(ConfigError, match=rf"^KD_RAY={address}: no cluster of Ray's \(.*{reason}[^\n]*ray start --head[^\n]*$"):
+        cluster_module.join(ray, address)
+
+
+def test_a_file_reaches_a_node_once_and_whole(monkeypatch, tmp_path):
+    """Ray's object store is a dictionary here."""
+    kept, asked = {}, []
+    ray = SimpleNamespace(put=lambda data: (kept.setdefault(len(kept), data) and None) or len(kept) - 1, get=lambda ref: asked.append(ref) or kept[ref])
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(cluster_module, "PIECE", 1000)
+    (tmp_path / "file").write_bytes(os.urandom(2500))
+    name, pieces = cluster_module.in_pieces(ray, tmp_path / "file")
+    assert len(pieces) == 3
+    for _ in range(2):
+        path = Path(cluster_module.laid(tmp_path / "node", name, pieces))
+        assert path.read_bytes() == (tmp_path / "file").read_bytes() and asked == pieces
+    path.unlink()
+    kept[pieces[1]] = b"other"
+    with pytest.raises(OSError, match="did not arrive whole"):
+        cluster_module.laid(tmp_path / "node", name, pieces)
+    assert not path.exists()
+
+
+def test_a_node_with_other_versions_is_refused_by_name():
+    theirs = cluster_module.versions() | {"torch": "1.0"}
+    with pytest.raises(ConfigError, match=r"^node .+ has .*'torch': '2.* are asked for; install the same versions on every node$"):
+        next(cluster_module.train_on_node([], {}, {}, "cpu", 1, theirs))
+
+
+def test_groups_fit_where_cpus_and_gpus_are_on_one_node():
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0, "GPU": 2.0}}, {"Alive": True, "Resources": {"CPU": 3.0}}, {"Alive": False, "Resources": {"CPU": 9.0}}]
+    ray = SimpleNamespace(nodes=lambda: nodes)
+    assert cluster_module.places(ray, 1, 0) == 7 and cluster_module.places(ray, 2, 0) == 3
+    assert cluster_module.places(ray, 1, 1) == 2 and cluster_module.places(ray, 1, 0.25) == 4
+
+
+def test_a_node_sends_checkpoints_now_and_then_and_what_has_finished_at_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(cluster_module.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(cluster_module.store, "STORE", tmp_path / "here")
+    monkeypatch.setattr(cluster_module, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(cluster_module.store, "program_of_run", lambda run: "program")
+    found = {}
+
+    def train_group(task, device, tell):
+        stem = cluster_module.store.place("program", "key")
+        found["begins with"] = Path(f"{stem}.running.safetensors").read_bytes()
+        Path(f"{stem}.running.safetensors").write_bytes(b"further")
+        tell(("key", 1, 1.0, False, "lesson 1/2"))
+        while "epoch" not in found:
+            time.sleep(0.01)
+        for ending in ("weights.safetensors", "json"):
+            Path(f"{stem}.{ending}").write_bytes(ending.encode())
+        tell(("key", 2, 2.0, True, "done"))
+        raise ConfigError("another run failed")
+
+    monkeypatch.setattr(cluster_module, "train_group", train_group)
+    monkeypatch.setattr(cluster_module, "key_of", lambda run: "key")
+    stream = cluster_module.train_on_node([({}, {}, True)], {}, {"program/key.running.safetensors": b"begun"}, "cpu", 1, cluster_module.versions())
+    assert next(stream) == (("key", 1, 1.0, False, "lesson 1/2"), {"program/key.running.safetensors": b"further"})
+    found["epoch"] = True
+    content = {"program/key.weights.safetensors": b"weights.safetensors", "program/key.json": b"json", "program/key.running.safetensors": None}
+    assert next(stream) == (("key", 2, 2.0, True, "done"), content) and next(iter(content)).endswith("weights.safetensors")
+    assert found["begins with"] == b"begun"
+    with pytest.raises(ConfigError, match="another run failed"):
+        next(stream)
+    assert not list((tmp_path / f"kd-node-{os.getuid()}").rglob("key.json"))
+
+
+def test_a_run_that_fails_on_a_node_is_named_here_in_a_line(project, cluster):
+    process = begun(project, "other", EPOCHS, KD_RAY=cluster.address)
+    said = process.communicate(timeout=400)[1]
+    assert process.returncode == 1 and "Traceback" not in said
+    assert re.search(r"^kd: kd, seed 0: .* is of network 'cnn3x8', not 'other'; give the matching file or setting$", said, re.M), said
 
 
 def test_interrupted_and_with_a_node_lost_it_leaves_the_bytes_of_the_process_pool(project, cluster):
