@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from pipeline import clone, environment
+from pipeline import clone, command, environment, hashes
 
 from kd.errors import ConfigError
 from kd.study import cluster as cluster_module
@@ -48,6 +48,7 @@ if __name__ == "__main__":
         end_children()
 """
 EPOCHS = "60"
+NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +65,10 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    node, made = {"num_cpus": 1, "object_store_memory": 100 * 2**20}, Cluster()
+    made = Cluster()
     try:
-        made.add_node(**node, include_dashboard=False)
-        made.killed = made.add_node(**node)
+        made.add_node(**NODE, include_dashboard=False)
+        made.killed = made.add_node(**NODE)
     except Exception as error:
         made.shutdown()
         if "timed out during startup" in str(error):  # Ray gives itself half a minute
@@ -209,3 +210,19 @@ def test_interrupted_and_with_a_node_lost_it_leaves_the_bytes_of_the_process_poo
     assert "study: a worker was lost (" in said and "; its runs go on elsewhere" in said
     assert kept(project) == expected
     assert not workers()
+
+
+@pytest.mark.slow
+def test_a_whole_study_with_a_node_lost_in_the_middle_leaves_the_same_bytes(tmp_path, cluster):
+    lost, here, away = cluster.add_node(**NODE), clone(tmp_path / "here"), clone(tmp_path / "away")
+    for folder in (here, away):
+        command(folder, "kd", "use", "smoke")
+    command(here, "kd", "repro")
+    with open(tmp_path / "said", "w") as said:
+        main = subprocess.Popen([sys.executable, "-m", "kd", "repro"], cwd=away, env=environment(KD_RAY=cluster.address), stdout=said, stderr=said)
+        wait_for(lambda: (away / "runs/smoke/kr/records.jsonl").exists() and len(workers()) == 2, main, 7200)
+        cluster.remove_node(lost, allow_graceful=False)
+        main.wait(7200)
+    assert main.returncode == 0 and "a worker was lost (" in (tmp_path / "said").read_text()
+    made = ["data/smoke", "models/smoke", "runs/smoke", "reports/smoke"]
+    assert hashes(away, *made) == hashes(here, *made)

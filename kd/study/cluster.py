@@ -84,7 +84,7 @@ def train_all(wanted, found, tell):
                 raise error.cause from None
             except ray.exceptions.RayError as error:
                 task, deaths = going.pop(stream)
-                reason = str(error).strip().partition("\n")[0]
+                reason = " ".join(str(error).split()).partition(". ")[0]  # the rest is advice on Ray's own logs
                 if deaths == DEATHS:
                     raise ConfigError(f"a group of runs lost its worker {DEATHS + 1} times ({reason:.200}); see {log}") from None
                 tell(f"a worker was lost ({reason:.200}); its runs go on elsewhere")
