@@ -1,7 +1,7 @@
 """Builds build/site from the committed reports: lays out build/site-source, then Sphinx makes the pages.
 
-Whatever is in reports/ becomes a page; the front page is computed from claims.csv, benchmark.csv and README.md. No
-notebook is executed. `make site` runs this; KD's own package is read for the API pages alone.
+Whatever is in reports/ and docs/ becomes a page; the front page is computed from findings/README.yaml, claims.csv, benchmark.csv and
+README.md. No notebook is executed. `make site` runs this; KD's own package is read for drawings and the API pages alone.
 """
 
 import csv
@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 from collections import Counter
+from inspect import ismodule
 from pathlib import Path
 
 from jinja2 import Template
@@ -19,10 +20,11 @@ from sphinx.cmd.build import main as sphinx
 import kd
 from kd.report.claims import load_claims
 from kd.report.claims_page import MARKS, overview, studies
+from kd.report.findings import as_list, of_studies
 
 ROOT = Path(__file__).resolve().parent.parent
-REPORTS = ROOT / "reports"
-SOURCE, SITE = ROOT / "build" / "site-source", ROOT / "build" / "site"
+REPORTS, DOCS = ROOT / "reports", ROOT / "docs"
+SOURCE, SITE, DOCTREES = (ROOT / "build" / name for name in ("site-source", "site", "site-doctrees"))
 REPOSITORY = os.environ.get("GITHUB_REPOSITORY")  # owner/name, known where GitHub builds the site
 EQUATIONS = {
     "KD": r"(1-\alpha)\,\mathrm{CE}(z_s, y) + \alpha\,T^2\,\mathrm{KL}\big(p_t^{(T)} \,\|\, p_s^{(T)}\big)",
@@ -34,6 +36,7 @@ EQUATIONS = {
     r" &- \lambda_{\text{exp}}\, d\big(E_E(f_E), E_T(f_T)\big) \end{aligned}",
     "PWKD": r"\begin{gathered} f_{w_1} \to f_{w_2} \to \dots \to f_{w_n} \\"
     r" w_1 < w_2 < \dots < w_n = 1 \end{gathered}",
+    "all of them": r"\text{curriculum} \times (\text{knowledge} + \text{knowledge})",
 }
 
 
@@ -50,76 +53,49 @@ def joined(parts):
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def plural(number, word):
-    return f"{number} {word}" + ("" if number == 1 else "s")
-
-
-def effect(line):
-    return f"{float(line['mean']):+.2f} ± {float(line['half_width']):.2f}".replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def by_verdict(lines):
-    """A point a verdict: "supported: on a KR over KD (+4.15 ± 0.45); on b ..", of lines of claims.csv."""
-    said = []
-    for verdict in MARKS:
-        found = [line for line in lines if line["verdict"] == verdict]
-        places = []
-        for study in dict.fromkeys(line["study"] for line in found):
-            here = [f"{line['claim']} ({effect(line)})" for line in found if line["study"] == study]
-            places.append(f"on {study} {joined(here)}")
-        if places:
-            said.append(f"- **{verdict}**: {'; '.join(places)}")
-    return "\n".join(said)
-
-
 def counts(lines):
     """Lines of claims.csv as "2 supported, 1 contradicted, 4 cannot tell"."""
     number = Counter(line["verdict"] for line in lines)
     return ", ".join(f"{number[verdict]} {verdict}" for verdict in MARKS)
 
 
-def answer(lines):
-    """The front page's answer: how many claims hold, whether distillation helps, whether a paper's method beats it."""
-    claims, studies = {line["claim"] for line in lines}, dict.fromkeys(line["study"] for line in lines)
-    plain = [line for line in lines if line["claim"] == "KD over labels"]
-    better = [line for line in lines if line["claim"].endswith(" over KD") or line["claim"] == "IE-FT over FT"]
-    held = sum(line["verdict"] == "supported" for line in better)
-    return f"""\
-The studies here, {joined(studies)}, test {plural(len(claims), "claim")}, each where its rows were run:
-{plural(len(lines), "test")} in all, **{counts(lines)}**.
-
-Is a student that learns from a teacher better than one that learns from the labels alone?
-
-{by_verdict(plain)}
-
-Is a paper's method better than plain distillation (IE-KD: than FT, its plain form)? Shown in {held} of
-{plural(len(better), "test")}.
-
-{by_verdict(better)}"""
-
-
 def methods(lines, readme, profiles):
     """A card's contents for every method of README's table that has an equation."""
-    found = []
-    for name, who, _, text, file, number in re.findall(
-        r"^\| (\S+) \((.+?)\) \| (.+?) \| (.+?) \| \[(.+?)\.py\]\(.+?\) \| \[(\d\d)\]", readme, re.MULTILINE
+    found, pair = [], digits_pair()
+    for name, who, text, file, number in re.findall(
+        r"^\| (\S+|all of them)(?: \((.+?)\))? \| .+? \| (.+?) \| (?:\[(.+?)\.py\]\(.+?\))? ?\| \[(\d\d)\]", readme, re.MULTILINE
     ):
         if name in EQUATIONS:
-            paths = {profile: path for profile in profiles for path in notebooks(profile, number)}
-            links = [f"[{profile}](reports/{path})" for profile, path in paths.items()]
+            stage = file or "combined"
             found.append(
                 {
-                    "name": f"{name} ({who})",
+                    "name": f"{name} ({who})" if who else f"{name[0].upper()}{name[1:]}",
+                    "schematic": f"schematics/{stage}.svg",
+                    "drawing": getattr(kd.schematics, stage)(*pair).data,
                     "line": f"{text[0].upper()}{text[1:]}.",
                     "equation": EQUATIONS[name],
-                    "verdicts": counts([line for line in lines if line["paper"] == name]),
-                    "cost": cost(file),
-                    "links": f"Notebook {number}: {', '.join(links)}",
+                    "verdicts": counts([line for line in lines if line["paper"] in (name, stage)]),
+                    "cost": cost(stage) if file else "that of its parts together.",
+                    "links": links(profiles, number),
                 }
             )
     if len(found) < len(EQUATIONS):
         raise ValueError(f"README.md's table of methods has lines for {len(found)} of {', '.join(EQUATIONS)}")
     return found
+
+
+def digits_pair():
+    """The networks with which the methods are drawn, (teacher, student): those of the study on digits."""
+    return read_csv("digits/results.csv")[0]["pair"].split(" -> ")
+
+
+def links(profiles, number):
+    """Where a method's notebooks are, its appendices too: "Notebook 02: digits, ..; 02a: digits"."""
+    found = {}
+    for profile in profiles:
+        for path in notebooks(profile, f"{number}*"):
+            found.setdefault(Path(path).stem.partition("_")[0], []).append(f"[{profile}](reports/{path})")
+    return "Notebook " + "; ".join(f"{name}: {', '.join(places)}" for name, places in sorted(found.items()))
 
 
 def cost(method):
@@ -137,24 +113,44 @@ def cost(method):
 # ---- the pages
 
 
-def notebooks(profile, number):
-    """The paths of a profile's notebooks of that number, from reports/."""
-    found = sorted((REPORTS / profile / "notebooks").glob(f"{number}_*.ipynb"))
+def notebooks(profile, pattern):
+    """The paths of a profile's notebooks of such a name, from reports/."""
+    found = sorted((REPORTS / profile / "notebooks").glob(f"{pattern}.ipynb"))
     return [path.relative_to(REPORTS).as_posix() for path in found]
 
 
+def how_to_read(profile):
+    """The path of the notebook that explains a profile's tables, from reports/."""
+    return notebooks(profile, "*_tables")[0]
+
+
 def settled(text, folder):
-    """Markdown whose links lead to other pages, or to the repository where a file is no page."""
+    """Markdown of a file in `folder` whose links lead to pages; to the repository, or nowhere, where a file is no page."""
 
     def link(match):
         name, target = match.groups()
-        path = (folder / target.partition("#")[0]).resolve()
-        if ":" in target or path.is_relative_to(REPORTS):
+        path, anchor = Path(os.path.normpath(folder / target.partition("#")[0])), target.partition("#")[2]
+        if ":" in target or (path.is_relative_to(REPORTS) and path.is_file()):
             return match[0]
+        if page := page_of(path):
+            return f"[{name}]({os.path.relpath(ROOT / page, folder)}{'#' if anchor else ''}{anchor})"
         address = f"https://github.com/{REPOSITORY}/tree/main/{os.path.relpath(path, ROOT)}"
-        return f"[{name}]({address})" if REPOSITORY else name
+        return f"[{name}]({address})" if REPOSITORY and path.exists() else name
 
     return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)#\s][^)\s]*)\)", link, text)
+
+
+def page_of(path):
+    """The page, from the site's root, of a file of the repository that lies elsewhere or is no page itself; None without one."""
+    name = os.path.relpath(path, ROOT)
+    module = name.removesuffix(".py").replace("/", ".")
+    if name == "README.md":
+        return "index.md"
+    if path.parent == DOCS and path.is_file():
+        return name
+    if path.is_relative_to(REPORTS) and (path / "tables.md").is_file():
+        return f"{name}/index.md"
+    return None if REPOSITORY or module not in kd.WHERE else f"api/{module}.md"
 
 
 def write(name, content):
@@ -171,56 +167,61 @@ def lay_out():
     """Write everything that Sphinx reads; returns the paths."""
     readme, lines = (ROOT / "README.md").read_text(), read_csv("claims.csv")
     profiles = sorted((path.parent.name for path in REPORTS.glob("*/results.csv")), key=lambda p: (p != "digits", p))
-    pairs = {profile: {line["pair"] for line in lines if line["profile"] == profile} for profile in profiles}
-    for line in lines:
-        several = len(pairs[line["profile"]]) > 1
-        line["study"] = f"{line['profile']}, {line['pair']}" if several else line["profile"]
-    pages = [write("index.md", front(readme, lines, profiles))]
-    pages += [write("how-to-read.ipynb", how_to_read(profiles[0]))]
+    cards = methods(lines, readme, profiles)
+    pages = [write("index.md", front(readme, lines, profiles, cards))]
+    pages += [write(card["schematic"], card["drawing"]) for card in cards]
+    pages.append(write("reports/index.md", all_studies(profiles)))
     for profile in profiles:
         pages += study(profile)
-    for path in [*REPORTS.glob("claims.*"), *REPORTS.glob("benchmark.*")]:
+    for path in [*REPORTS.glob("claims.*"), *REPORTS.glob("benchmark.*"), REPORTS / "answer.svg"]:
         pages.append(write(f"reports/{path.name}", copy_of(path)))
-    return pages + api()
+    return pages + guide(readme) + api()
 
 
 def copy_of(path):
-    """A report as the site has it: Markdown with its links settled, notebooks without the line for their editors."""
+    """A report as the site has it: links of its Markdown settled, notebooks without the line for their editors."""
     if path.suffix == ".md":
         return settled(path.read_text(), path.parent)
     if path.suffix == ".ipynb":
         book = json.loads(path.read_text())
         book["cells"] = [cell for cell in book["cells"] if not "".join(cell["source"]).startswith("*generated from ")]
+        for cell in book["cells"]:
+            if cell["cell_type"] == "markdown":
+                cell["source"] = settled("".join(cell["source"]), path.parent)
         return json.dumps(book, indent=1, ensure_ascii=False)
     return path.read_bytes()
+
+
+def all_studies(profiles):
+    contents = "\n".join(f"{profile} <{profile}/index>" for profile in profiles)
+    return f"# Studies\n\n```{{toctree}}\n:maxdepth: 2\n:titlesonly:\n\n{contents}\n```\n"
 
 
 def study(profile):
     """A profile's pages: what it is, its notebooks, its tables with their figures."""
     folder = REPORTS / profile
-    files = [*sorted(folder.glob("notebooks/*.ipynb")), folder / "tables.md", folder / "results.csv"]
-    pages = [
-        write(f"reports/{path.relative_to(REPORTS)}", copy_of(path)) for path in [*files, *folder.glob("figures/*")]
-    ]
+    pages = [*sorted(folder.glob("notebooks/*.ipynb")), folder / "tables.md", *folder.glob("searches/README.md")]
+    files = [*pages, folder / "results.csv", *folder.glob("figures/*"), *folder.glob("searches/*.csv")]
     about = (folder / "tables.md").read_text().partition("\n")[2].partition("\nGenerated from")[0].strip()
-    contents = "\n".join(["tables", *(f"notebooks/{path.stem}" for path in files if path.suffix == ".ipynb")])
-    more = "All tables on one page: [tables](tables.md). Every run is a line of [results.csv](results.csv)."
-    text = f"# Study: {profile}\n\n{about}\n\n{more}\n\n```{{toctree}}\n:maxdepth: 1\n\n{contents}\n```\n"
-    return [*pages, write(f"reports/{profile}/index.md", text)]
+    contents = "\n".join(path.relative_to(folder).with_suffix("").as_posix() for path in pages)
+    more = f"New here? [How to read a table]({os.path.relpath(REPORTS / how_to_read(profile), folder)}). "
+    more += "All tables on one page: [tables](tables.md). Every run is a line of [results.csv](results.csv)."
+    text = f"# Study: {profile}\n\n{about}\n\n{more}\n\n## Pages\n\n```{{toctree}}\n:maxdepth: 1\n\n{contents}\n```\n"
+    written = [write(f"reports/{path.relative_to(REPORTS)}", copy_of(path)) for path in files]
+    return [*written, write(f"reports/{profile}/index.md", text)]
 
 
-def how_to_read(profile):
-    """Notebook 08 of a profile from its first section to the tables, which it explains before it shows them."""
-    book, cells = json.loads(copy_of(REPORTS / notebooks(profile, "08")[0])), []
-    for cell in book["cells"]:
-        text, *tables = re.split("^## The tables$", "".join(cell["source"]), maxsplit=1, flags=re.MULTILINE)
-        if cells or text.startswith("## "):
-            cells.append({**cell, "source": text})
-        if tables:
-            break
-    title = {"cell_type": "markdown", "metadata": {}, "id": "title", "source": "# How to read a table"}
-    book["cells"] = [title, *cells]
-    return json.dumps(book, indent=1, ensure_ascii=False)
+def guide(readme):
+    """docs/ as pages, and one that lists them as README.md does."""
+    named = re.findall(r"^\| \[(.+?)\]\(docs/(\w+)\.md\) \| (.+?) \|$", readme, re.MULTILINE)
+    missing = {path.stem for path in DOCS.glob("*.md")} - {name for _, name, _ in named}
+    if missing:
+        raise ValueError(f"README.md's table of pages lacks {', '.join(sorted(missing))}")
+    pages = [write(f"docs/{name}.md", settled((DOCS / f"{name}.md").read_text(), DOCS)) for _, name, _ in named]
+    rows = "\n".join(f"| [{title}]({name}.md) | {about} |" for title, name, about in named)
+    contents = "\n".join(name for _, name, _ in named)
+    text = f"# Guide\n\n| page | what it is about |\n|---|---|\n{rows}\n\n```{{toctree}}\n:hidden:\n\n{contents}\n```\n"
+    return [*pages, write("docs/index.md", text)]
 
 
 def api():
@@ -228,38 +229,49 @@ def api():
     pages, rows, modules = [], ["| module | names |", "|---|---|"], []
     for place, names in kd.WHERE.items():
         # a public name that is a module itself is shown whole
-        module, members = (f"{place}.figures", "") if names == ("figures",) else (place, ", ".join(names))
-        text = f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members: {members}\n```\n"
-        pages.append(write(f"api/{module}.md", text))
-        rows.append(f"| [{module}]({module}.md) | {', '.join(f'`{name}`' for name in names)} |")
-        modules.append(module)
+        whole = [name for name in names if ismodule(getattr(kd, name))]
+        for module, members in [(f"{place}.{name}", "") for name in whole] or [(place, ", ".join(names))]:
+            text = f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members: {members}\n```\n"
+            pages.append(write(f"api/{module}.md", text))
+            shown = [module.rpartition(".")[2]] if whole else names
+            rows.append(f"| [{module}]({module}.md) | {', '.join(f'`{name}`' for name in shown)} |")
+            modules.append(module)
     head = "# API\n\nEvery name here is found in `kd` itself: `kd.distill`, `kd.KD`.\n\n" + "\n".join(rows)
     contents = "\n".join(modules)
     return [*pages, write("api/index.md", f"{head}\n\n```{{toctree}}\n:hidden:\n\n{contents}\n```\n")]
 
 
-def front(readme, lines, profiles):
-    title, lead, after = re.match(r"# (.+?)\n\n(.+?)\n\n(?:.*?)## (.*)", readme, re.DOTALL).groups()
-    commands_title, _, section = after.partition("\n")
-    commands, needs = re.search(r"```sh\n(.+?)\n```\n\n(.+?)\n\n", section, re.DOTALL).groups()
-    contents = ["How to read a table <how-to-read>", *(f"{profile} <reports/{profile}/index>" for profile in profiles)]
-    contents += ["Claims <reports/claims>", "Benchmark <reports/benchmark>", "API <api/index>"]
+def front(readme, lines, profiles, cards):
+    title, lead = re.match(r"# (.+?)\n\n(.+?)\n\n", readme, re.DOTALL).groups()
+    commands, needs = re.search(r"```sh\n(.+?)\n```\n\n(.+?)\n\n", readme, re.DOTALL).groups()
+    claims = load_claims()
+    first = how_to_read(profiles[0]).removesuffix(".ipynb")
+    contents = [
+        "Studies <reports/index>",
+        f"How to read a table <reports/{first}>",  # within the first study too, where previous and next lead through it
+        "Claims <reports/claims>",
+        "Guide <docs/index>",
+        "Benchmark <reports/benchmark>",
+        "API <api/index>",
+    ]
+    answer = as_list(of_studies("readme")).replace(" ± ", "\u00a0±\u00a0")
     return Template((ROOT / "site" / "index.md").read_text()).render(
-        title=title, lead=lead, answer=answer(lines), methods=methods(lines, readme, profiles),
-        claims=overview(load_claims(), studies(), "reports/claims.md"), commands_title=commands_title, commands=commands, needs=needs,
+        title=title, lead=lead, answer=answer, methods=cards, commands=commands, needs=needs,
+        claims=overview(claims, studies(), "reports/claims.md"), count=len(claims), tests=len(lines), counts=counts(lines),
+        how_to_read=f"reports/{how_to_read(profiles[0])}", first=f"reports/{notebooks(profiles[0], '00_*')[0]}",
         contents="\n".join(contents),
     )  # fmt: skip
 
 
 def main():
+    before = {path for path in SOURCE.rglob("*") if path.is_file()}
     pages = set(lay_out())
-    stale = {path for path in SOURCE.rglob("*") if path.is_file()} - pages
-    for path in stale:
+    for path in before - pages:
         path.unlink()
-    if stale and SITE.exists():  # Sphinx leaves pages whose source is gone
-        shutil.rmtree(SITE)
-    options = ["-q", "-c", ROOT / "site", "-d", ROOT / "build" / "site-doctrees"]
-    return sphinx([*map(str, options), str(SOURCE), str(SITE)])
+    if before != pages:  # Sphinx leaves pages whose source is gone, and links to a page that is new
+        for folder in (SITE, DOCTREES):
+            shutil.rmtree(folder, ignore_errors=True)
+    return sphinx(["-q", "-c", str(ROOT / "site"), "-d", str(DOCTREES), str(SOURCE), str(SITE)])
 
 
 if __name__ == "__main__":

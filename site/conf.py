@@ -32,11 +32,11 @@ html_show_sourcelink = False
 html_copy_source = False
 html_context = {"default_mode": "auto"}  # dark or light as the reader's system, until a choice is made
 html_favicon = str(HERE / "static" / "icon.svg")
-html_sidebars = {name: [] for name in ("index", "how-to-read", "reports/claims", "reports/benchmark")}
+html_sidebars = {name: [] for name in ("index", "reports/claims", "reports/benchmark")}
 html_theme_options = {
-    "header_links_before_dropdown": 8,
     "navigation_with_keys": True,
     "show_toc_level": 2,
+    "show_nav_level": 1,
     "footer_start": ["copyright"],
     "footer_end": [],
     "github_url": f"https://github.com/{REPOSITORY}" if REPOSITORY else "",

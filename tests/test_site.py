@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from urllib.parse import urldefrag, urlsplit
 import pandas as pd
 import pytest
 
+from kd.report.findings import of_studies
 from kd.study.paths import ROOT
 
 pytest.importorskip("sphinx", reason="Sphinx is not installed: `make site` installs it")
@@ -22,6 +24,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is install
 SITE = ROOT / "build" / "site"
 QUIET = ["--no-sandbox", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
 WIDTHS = (390, 1440)
+METHODS = ("KD", "KR", "SRM", "RCO", "IE-KD", "PWKD")
 
 
 class Silent(http.server.SimpleHTTPRequestHandler):
@@ -109,8 +112,9 @@ def test_every_study_has_its_pages(visits):
         profile = results.parent
         wanted = [f"notebooks/{path.stem}" for path in profile.glob("notebooks/*.ipynb")] + ["tables", "index"]
         assert {f"reports/{profile.name}/{name}.html" for name in wanted} <= set(visits)
-    assert {"index.html", "how-to-read.html", "reports/claims.html", "reports/benchmark.html"} <= set(visits)
-    assert {"api/index.html", "api/kd.training.html"} <= set(visits)
+    assert {"index.html", "reports/index.html", "reports/claims.html", "reports/benchmark.html"} <= set(visits)
+    assert {"api/index.html", "api/kd.training.html", "api/kd.report.schematics.html"} <= set(visits)
+    assert {f"docs/{path.stem}.html" for path in (ROOT / "docs").glob("*.md")} <= set(visits)
 
 
 def test_every_link_and_image_leads_somewhere(visits, address):
@@ -141,21 +145,69 @@ def test_the_front_page_fits(page, address, width):
     page.goto(f"{address}/index.html")
     page.evaluate("() => MathJax.startup.promise")
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
-    plot = page.locator("p:has(> img[src*=claims])").bounding_box()  # on a telephone it scrolls in its box
+    plot = page.locator("p:has(> img[src*=answer])").bounding_box()  # on a telephone it scrolls in its box
     assert 300 < plot["width"] <= width and plot["x"] >= 0
-    assert page.locator("img[src*=claims]").bounding_box()["width"] > 600
+    assert page.locator("img[src*=answer]").bounding_box()["width"] > 600
+
+
+def test_every_method_has_its_card(page, address):
+    page.goto(f"{address}/index.html")
+    page.evaluate("() => MathJax.startup.promise")
+    cards = page.locator("#the-methods .sd-card").all()
+    assert [card.locator(".sd-card-title").inner_text().split(" (")[0] for card in cards] == [*METHODS, "All of them"]
+    for number, card in enumerate(cards, 1):
+        assert card.locator("mjx-container").count() and card.locator("img").evaluate("image => image.naturalWidth") > 0
+        picture, said = card.locator("img").bounding_box(), card.locator("p", has_text="Verdicts").bounding_box()
+        assert picture["width"] > 400 and picture["x"] + picture["width"] <= said["x"]  # beside each other, nothing cut off
+        links = card.locator(".sd-card-footer a").evaluate_all("links => links.map((link) => link.href)")
+        assert links and all(f"/notebooks/{number:02d}" in link for link in links)
 
 
 def test_the_answer_is_that_of_the_claims(page, address):
     page.goto(f"{address}/index.html")
     claims = pd.read_csv(ROOT / "reports" / "claims.csv")
     number = claims["verdict"].value_counts()
-    said = page.locator("#the-answer").inner_text()
-    assert f"{len(claims)} tests in all" in said and f"test {claims['claim'].nunique()} claims" in said
+    said = page.locator("#the-claims").inner_text()
+    assert f"{len(claims)} tests in all" in said
     for verdict in ("supported", "contradicted", "cannot tell"):
         assert f"{number.get(verdict, 0)} {verdict}" in said
     marks = page.locator("#the-claims table").inner_text()
     assert marks.count("✓") == number.get("supported", 0) and marks.count("✗") == number.get("contradicted", 0)
+    assert marks.count("?") == number.get("cannot tell", 0)
+    answer = [plain(sentence) for sentence in page.locator("#the-answer li").all_inner_texts()]
+    assert answer == [plain(sentence) for sentence in of_studies("readme")] and len(answer) == 5
+
+
+def plain(text):
+    """A sentence without marks of Markdown, with the plainest of quotes and spaces."""
+    return text.replace("*", "").replace("\u2019", "'").replace("\u00a0", " ")
+
+
+def test_a_file_is_linked_where_it_can_be_read(visits, address):
+    """Without GITHUB_REPOSITORY: a module's API page; test_every_link_and_image_leads_somewhere follows it."""
+    links = {name: [link for link in visit["links"] if link.startswith(address)] for name, visit in visits.items()}
+    files = {(name, link) for name in links for link in links[name] if link.endswith((".py", ".ipynb", ".md", ".yaml"))}
+    assert files == set()
+    assert f"{address}/api/kd.methods.kd.html" in links["docs/library.html"]
+
+
+@pytest.mark.parametrize("repository", [None, "owner/name"])
+def test_links_of_a_notebook(repository, monkeypatch):
+    specification = importlib.util.spec_from_file_location("site_build", ROOT / "site" / "build.py")
+    specification.loader.exec_module(build := importlib.util.module_from_spec(specification))
+    monkeypatch.setattr(build, "REPOSITORY", repository)
+
+    def settled(target):
+        return build.settled(f"[x]({target})", ROOT / "reports" / "digits" / "notebooks")
+
+    github = "https://github.com/owner/name/tree/main"
+    for page in ("01_kd.ipynb", "../tables.md", "../../claims.md#rco", "../../../docs/gpu.md", "https://example.org/a.py"):
+        assert settled(page) == f"[x]({page})"
+    assert settled("../../../README.md") == "[x](../../../index.md)" and settled("../../digits") == "[x](../index.md)"
+    assert settled("99_none.ipynb") == "x" and settled("../../../kd/none.py") == "x"
+    module, file = "[x](../../../api/kd.methods.rco.md)", "../../../kd/methods/rco.py"
+    assert settled(file) == (f"[x]({github}/kd/methods/rco.py)" if repository else module)
+    assert settled("../../../tables") == (f"[x]({github}/tables)" if repository else "x")
 
 
 def test_search_finds_sub_teachers(page, address):
@@ -196,10 +248,15 @@ def test_dark_and_light(page, address):
 
 
 def test_next_leads_through_all_reports(page, address):
-    page.goto(f"{address}/how-to-read.html")
+    page.goto(f"{address}/index.html")
     seen = [page.url]
     while page.locator("a.right-next").count():
         page.goto(page.locator("a.right-next").evaluate("link => link.href"))
         seen.append(page.url)
-    notebooks = list((ROOT / "reports").glob("*/notebooks/*.ipynb"))
+    notebooks = [path.relative_to(ROOT).with_suffix(".html").as_posix() for path in (ROOT / "reports").glob("*/notebooks/*.ipynb")]
     assert len(seen) == len(set(seen)) and sum("/notebooks/" in url for url in seen) == len(notebooks)
+    digits = [url.removeprefix(f"{address}/") for url in seen if "/digits/notebooks/" in url]
+    assert digits == sorted(name for name in notebooks if "/digits/" in name)  # 00, 00a, 01, 02, 02a, ..
+    page.goto(f"{address}/index.html")
+    page.locator("nav a", has_text="How to read a table").first.click()
+    assert page.url.endswith("_tables.html")
