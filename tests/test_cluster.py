@@ -49,6 +49,7 @@ if __name__ == "__main__":
 """
 EPOCHS = "60"
 NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+OTHER = {**NODE, "node_ip_address": "127.0.0.2"}  # a study joins the cluster at the address of the node that began last here
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +61,16 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two nodes of one CPU on this machine: the head, which a study joins, and cluster.killed."""
+    """A head, which trains nothing, and two nodes of one CPU on this machine, one of them cluster.killed."""
     pytest.importorskip("ray", reason="needs Ray: make ray")
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     made = Cluster()
     try:
-        made.add_node(**NODE, include_dashboard=False)
-        made.killed = made.add_node(**NODE)
+        made.add_node(**NODE | {"num_cpus": 0}, include_dashboard=False)
+        made.killed = made.add_node(**OTHER)
+        made.add_node(**NODE)
     except Exception as error:
         made.shutdown()
         if "timed out during startup" in str(error):  # Ray gives itself half a minute
@@ -80,7 +82,7 @@ def cluster():
 
 def begun(folder, *arguments, **more):
     """The study in a process of its own, with a worker for each run that it trains at a time."""
-    more = {"PYTHONPATH": str(folder), "KD_WORKERS": "2", "KD_SIDE_BY_SIDE": "2", "KD_DEVICE": "cpu", **more}
+    more = {"PYTHONPATH": str(folder), "KD_WORKERS": "2", "KD_SIDE_BY_SIDE": "2", "KD_DEVICE": "cpu", "KD_TEST": str(folder), **more}
     return subprocess.Popen([sys.executable, "study.py", *arguments], cwd=folder, env=environment(**more), stderr=subprocess.PIPE, text=True)
 
 
@@ -97,9 +99,10 @@ def wait_for(what, process, seconds=240):
     assert what(), process.communicate()[1]
 
 
-def workers():
-    """Processes of Ray's that train."""
-    return [process for process in psutil.process_iter(["cmdline"]) if "train_on_node" in " ".join(process.info["cmdline"] or ())]
+def workers(folder):
+    """Processes of Ray's that train for the study in a folder."""
+    found = [process.info for process in psutil.process_iter(["cmdline", "environ"])]
+    return [one for one in found if "train_on_node" in " ".join(one["cmdline"] or ()) and (one["environ"] or {}).get("KD_TEST") == str(folder)]
 
 
 def test_what_is_missing_is_named_in_a_line(monkeypatch, tmp_path):
@@ -186,7 +189,7 @@ def test_a_run_that_fails_on_a_node_is_named_here_in_a_line(project, cluster):
     process = begun(project, "other", EPOCHS, KD_RAY=cluster.address)
     said = process.communicate(timeout=400)[1]
     assert process.returncode == 1 and "Traceback" not in said
-    assert re.search(r"^kd: kd, seed 0: .* is of network 'cnn3x8', not 'other'; give the matching file or setting$", said, re.M), said
+    assert re.search(r"^kd: (kd|at), seed \d: .* is of network 'cnn3x8', not 'other'; give the matching file or setting$", said, re.M), said
 
 
 def test_interrupted_and_with_a_node_lost_it_leaves_the_bytes_of_the_process_pool(project, cluster):
@@ -197,30 +200,30 @@ def test_interrupted_and_with_a_node_lost_it_leaves_the_bytes_of_the_process_poo
     (project / "store").rename(project / "plain")
 
     first = begun(project, "cnn3x8", EPOCHS, KD_RAY=cluster.address)
-    wait_for(lambda: len(workers()) == 2, first)
+    wait_for(lambda: len(workers(project)) == 2, first)
     first.send_signal(signal.SIGTERM)
     first.communicate(timeout=20)
-    wait_for(lambda: not workers(), first, 20)
+    wait_for(lambda: not workers(project), first, 20)
 
     second = begun(project, "cnn3x8", EPOCHS, KD_RAY=cluster.address)
-    wait_for(lambda: len(workers()) == 2, second)
+    wait_for(lambda: len(workers(project)) == 2, second)
     cluster.remove_node(cluster.killed, allow_graceful=False)
     said = second.communicate(timeout=400)[1]
     assert second.returncode == 0, said
     assert "study: a worker was lost (" in said and "; its runs go on elsewhere" in said
     assert kept(project) == expected
-    assert not workers()
+    assert not workers(project)
 
 
 @pytest.mark.slow
 def test_a_whole_study_with_a_node_lost_in_the_middle_leaves_the_same_bytes(tmp_path, cluster):
-    lost, here, away = cluster.add_node(**NODE), clone(tmp_path / "here"), clone(tmp_path / "away")
+    lost, _, here, away = cluster.add_node(**OTHER), cluster.add_node(**NODE), clone(tmp_path / "here"), clone(tmp_path / "away")
     for folder in (here, away):
         command(folder, "kd", "use", "smoke")
     command(here, "kd", "repro")
     with open(tmp_path / "said", "w") as said:
-        main = subprocess.Popen([sys.executable, "-m", "kd", "repro"], cwd=away, env=environment(KD_RAY=cluster.address), stdout=said, stderr=said)
-        wait_for(lambda: (away / "runs/smoke/kr/records.jsonl").exists() and len(workers()) == 2, main, 7200)
+        main = subprocess.Popen([sys.executable, "-m", "kd", "repro"], cwd=away, env=environment(KD_RAY=cluster.address, KD_TEST=str(away)), stdout=said, stderr=said)
+        wait_for(lambda: (away / "runs/smoke/kr/records.jsonl").exists() and len(workers(away)) == 2, main, 7200)
         cluster.remove_node(lost, allow_graceful=False)
         main.wait(7200)
     assert main.returncode == 0 and "a worker was lost (" in (tmp_path / "said").read_text()
