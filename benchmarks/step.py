@@ -74,9 +74,9 @@ def timed(data, clock=clock):
     """`data`, noting in `spans` how far `clock` goes each epoch, from its first batch to the end of its last step."""
     batches, data.spans = data.batches, []
 
-    def timed_batches(*arguments):
+    def timed_batches(*arguments, **options):
         began = clock()
-        yield from batches(*arguments)
+        yield from batches(*arguments, **options)
         data.spans.append(clock() - began)
 
     data.batches = timed_batches
@@ -193,9 +193,9 @@ def phases(teacher, student, data, recipe):
         """A hook for the end of that phase."""
         return lambda *_: marks.append((phase, clock()))
 
-    def marked_batches(*arguments):
+    def marked_batches(*arguments, **options):
         marks[:] = [("start", clock())]
-        for batch in batches(*arguments):
+        for batch in batches(*arguments, **options):
             mark("data")()
             yield batch
             mark("optimizer")()
@@ -258,9 +258,9 @@ def neutrality(seeds, device, epochs=20):
     teacher = build("cnn6x16", 10, 1).to(device)
     train(teacher, data, recipe)
 
-    def channels_first(*arguments):
+    def channels_first(*arguments, **options):
         """Grey images lie in both layouts at once, and torch takes them for channels_last unless they are copied."""
-        for batch in data.batches(*arguments):
+        for batch in data.batches(*arguments, **options):
             yield batch._replace(images=batch.images.clone(memory_format=torch.contiguous_format))
 
     plain = copy.copy(data)
