@@ -127,7 +127,7 @@ def make_runs(stage):
     execute(notebook_path(stage), values, title=stage, without=without)
     for path in appendix_paths(stage):
         known = declared(notebook.read(path))
-        execute(path, {key: value for key, value in values.items() if key in known}, title=stage, without=without)
+        execute(path, {key: value for key, value in values.items() if key in known}, title=path.stem.partition("_")[2], without=without)
     write_metrics(params["profile"], stage)
 
 
