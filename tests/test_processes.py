@@ -19,13 +19,19 @@ from kd.errors import ConfigError
 SLEEP = """import os, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from kd.processes import end_with_parent
-pool = ProcessPoolExecutor(1, get_context("spawn"), end_with_parent)
+from beginning import begin
+pool = ProcessPoolExecutor(1, get_context("spawn"), begin)
 worker = pool.submit(os.getpid).result()
 with open("pids.new", "w") as file:
     file.write(f"{os.getppid()} {os.getpid()} {worker}")
 os.rename("pids.new", "pids")
 pool.submit(time.sleep, 600).result()"""
+# what kd.study.executor.begin_worker does for signals and parents, in a module that a worker process can import
+BEGINNING = """import signal
+from kd.processes import end_with_parent
+def begin():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_with_parent()"""
 STAGE = "stages:\n  sleep:\n    cmd: python -m kd run sleep.ipynb --out out.ipynb\n    outs: [out.ipynb]\n"
 NUMBERS = {name: getattr(signal, f"SIG{name}") for name in ("INT", "TERM", "HUP", "KILL")}
 
@@ -35,6 +41,7 @@ def project(tmp_path_factory):
     """A clone whose only stage runs a notebook that waits, and has a worker that waits."""
     folder = clone(tmp_path_factory.mktemp("clone"))
     (folder / "dvc.yaml").write_text(STAGE)
+    (folder / "beginning.py").write_text(BEGINNING)
     write(new_notebook(cells=[new_code_cell("n: int = 1", metadata={"tags": ["parameters"]}), new_code_cell(SLEEP)]), folder / "sleep.ipynb")
     return folder
 
