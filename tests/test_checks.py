@@ -4,6 +4,8 @@ import pytest
 from made_up import write_params
 
 from kd.errors import ConfigError
+from kd.pipeline import notebook
+from kd.pipeline.parameters import checked
 from kd.study import paths, plan
 from kd.study.checks import check_runs, route_epochs
 from kd.study.parameters import check_name, parse_value
@@ -56,6 +58,9 @@ def test_every_profile_can_begin(root, name):
     values["data"] |= {"source": None, "watch": "requirements.txt"}
     write_params(root / "params.yaml", **values)
     check_runs(plan.Planned())
+    for stage in ("teacher", *paths.STAGES):
+        path = paths.notebook_path(stage)
+        checked(notebook.read(path), values[stage] | ({"network": "a"} if stage == "teacher" else {}), path.name)
 
 
 def test_states_lie_where_the_route_saves_them():
