@@ -87,7 +87,8 @@ def test_imagenet_is_planned_before_it_is_indexed_and_an_index_as_it_is(planned,
     planned(profile="imagenet", **values)
     text = plan.plan()
     assert "1,271,167 training images of 3x224x224" in text and "evaluation, decoding and start-up are left out" in text
-    assert lines_of(text)["srm"][1:3] == ["4", "560"] and float(lines_of(text)["total"][-1]) > 100  # 100 epochs four times, and SRM's 80 twice
+    # srm_imagenet: 100 epochs three times and SRM's 80; srm_probe 180; srm_cifar100 six times 180
+    assert lines_of(text)["srm"][1:3] == ["10", "1,640"] and float(lines_of(text)["total"][-1]) > 100
     paths.images_path("imagenet").parent.mkdir(parents=True)
     for split, name in itertools.product(("train", "val"), ("a", "b")):
         (tmp_path / "few" / split / name).mkdir(parents=True)

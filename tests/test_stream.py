@@ -44,6 +44,20 @@ def test_a_few_images_of_a_stream_are_those_of_memory(saved):
     assert few.md5 == data.subset(5, 3).md5 != data.md5
 
 
+def test_a_sample_is_from_all_over_a_split(saved):
+    data, path = saved
+    whole = next(data.chunks("test", 37))
+    for source in (data, open_stream(path)):
+        sample = source.sample("test", 10)
+        assert sample.index.tolist() == list(range(0, 30, 3))
+        assert torch.equal(sample.images, whole.images[sample.index]) and torch.equal(sample.labels, whole.labels[sample.index])
+        assert len(source.sample("test", 100).labels) == 37 and len(source.sample("validation", 5).labels) == 0
+    large = tiny.data(4, 0, 300)
+    large.images["test"] = torch.zeros(300, 1, 224, 224, dtype=torch.uint8)
+    large.images["train"] = torch.zeros(4, 1, 224, 224, dtype=torch.uint8)
+    assert len(large.sample("test", 300).labels) == 167  # of that many large images a network's maps still fit
+
+
 def test_moving_keeps_what_names_the_content(saved):
     data, path = saved
     moved = open_stream(path).to("cpu")
