@@ -153,9 +153,11 @@ class Data:
 
     def sample(self, split, count, dtype=torch.float32):
         """A Batch of `count` images of a split at most, from all over it, not augmented; fewer where they are large (PIXELS)."""
-        images, places = self.images[split], self.spread(split, count).to(self.labels[split].device)
-        normalise = normaliser(self.mean, self.std, images.shape[3], images.device, dtype)
-        return Batch(normalise(images[places.to(images.device)].permute(0, 2, 3, 1).contiguous()), self.labels[split][places], places)
+        images, labels, places = self.images[split], self.labels[split], self.spread(split, count)
+        normalise = normaliser(self.mean, self.std, images.shape[3], labels.device, dtype)
+        chosen = images[places.to(images.device)].permute(0, 2, 3, 1).contiguous()
+        places = places.to(labels.device)
+        return Batch(normalise(chosen.to(labels.device)), labels[places], places)
 
     def spread(self, split, count):
         """The places of `sample`'s images, int64 on the CPU."""
