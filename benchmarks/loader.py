@@ -29,7 +29,7 @@ OURS, PEER, BYTES = "kd.data.jpeg", "ImageFolder + DataLoader", "ImageFolder + D
 
 
 def write_photographs(folder, count):
-    """`count` JPEG files of 500x375 pixels in folder/train/CLASS/, and one a class in folder/val/: about ImageNet's 110 kB each."""
+    """`count` JPEG files of 500x375 pixels in folder/train/CLASS/, and one a class in folder/val/: about 80 kB each, ImageNet's have 110."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 

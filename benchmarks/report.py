@@ -13,7 +13,7 @@ students that learn from them, medians of {n} turns of {steps} steps a row, and 
 trains, a worker process a core, each with the eight students of a seed. RepDistiller: its loop once a row, on all cores, \
 with its own distillers; KR and IE-KD, which it does not have, cost it what its KD costs. What FT and IE-KD train \
 beforehand is left out on both sides."""
-LOADER = """Training batches of 64 at 224 pixels from {images} JPEG files of 500x375 pixels (about 100 kB each, in memory): random crops, \
+LOADER = """Training batches of 64 at 224 pixels from {images} JPEG files of 500x375 pixels (about 80 kB each, in memory): random crops, \
 flips, normalised; {workers} processes decode. Medians of {n} turns of an epoch, and from least to most. torchvision's: its ImageFolder, \
 PIL, and the transforms of its references/classification; once with its own normalisation and once with ours."""
 METHODS = """resnet32x4 -> resnet8x4, fp32 channels_last. Time and arithmetic (multiply-adds, forward and backward) \
