@@ -1,4 +1,4 @@
-"""One callback for what is logged after every epoch: log(run, entry), from `distill` and from every worker of a study.
+"""One callback for what is logged after every epoch: log(run, entry), from `distill` and from every process of a study that trains.
 
     def log(run, entry):
         print(name_of_run(run), entry["step"], numbers(entry))
@@ -6,9 +6,9 @@
     kd.distill(student, kd.KD(), teacher, data, recipe, after_epoch=kd.logged(log, name="my student"))
     KD_LOGGER=mine:log dvc repro rco            log of mine.py, in the repository or wherever Python finds it
 
-run: what determines the run: in a study its whole description with its key (kd/study/runs.py), in a call of `logged`
-what is given there. entry: a dict, the epoch's entry in the curve: lesson, phase, epoch, loss by term and, where the
-student learns, accuracies in percent; and "step", the number of the epoch in the run, from 1, with those that prepare.
+run: what determines the run: in a study its whole description with its key (kd/study/runs.py), of a teacher its kind ("route" or
+"supernet"), network, key and what else determines it, in a call of `logged` what is given there. entry: a dict, the
+epoch's entry in the curve: lesson, phase, epoch, loss by term and, where the student learns, accuracies in percent; and "step", the number of the epoch in the run, from 1, with those that prepare.
 examples/loggers.py has TensorBoard, W&B, MLflow and DVCLive.
 """
 
@@ -25,6 +25,23 @@ def logged(log: Callable[[dict, dict], Any], /, **run: Any) -> Callable:
 
     def after_epoch(result, student):
         log(run, {"step": len(result.curve), **result.last})
+
+    return after_epoch
+
+
+def logged_or_said(log: Callable[[dict, dict], Any], tell: Callable[[str], Any], /, **run: Any) -> Callable:
+    """As `logged`, but where the logger fails, tell(a line) says so once and the run goes on without it."""
+    told, failed = logged(log, **run), False
+
+    def after_epoch(result, student):
+        nonlocal failed
+        try:
+            if not failed:
+                told(result, student)
+        except Exception as error:  # whatever a server that does not answer raises
+            failed = True
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            tell(f"KD_LOGGER={os.environ['KD_LOGGER']} failed ({reason:.200}); {run['key']} goes on without it")
 
     return after_epoch
 
@@ -55,8 +72,10 @@ def numbers(entry: dict) -> dict[str, float]:
 
 
 def name_of_run(run: dict) -> str:
-    """A run in words, for a folder's name: "rco-kd+srm-cnn3x4-seed0-ca418a99" in a study, else what `logged` got."""
+    """A run in words, for a folder's name: in a study "rco-kd+srm-cnn3x4-seed0-ca418a99" or "route-cnn6x16-4b1d0e3f", else its values."""
     if "key" not in run:
         return "-".join(map(str, run.values())) or "run"
+    if "kind" in run:
+        return f"{run['kind']}-{run['network']}-{run['key'][:8]}"
     curriculum = [] if run["curriculum"] == "fixed" else [run["curriculum"]]
     return "-".join([*curriculum, "+".join(run["knowledge"]), run["student"], f"seed{run['seed']}", run["key"][:8]])

@@ -86,13 +86,14 @@ def train_route(
     seed: int = 0,
     resume: str | Path | None = None,
     report: Callable[[str], object] | None = None,
+    after_epoch: Callable | None = None,
 ) -> Result:
     """Train the network called `name` on the labels and save its route: the weights after every `every` epochs and the
     converged ones.
 
     data: kd.data.Data on the device to train on. path: the safetensors file to write, whole or not at all.
     resume: folder for the states reached so far; a run stopped at any instant goes on from there to the same bits.
-    Returns the kd.training.Result. Raises ConfigError when `every` does not lie in 1..epochs.
+    report, after_epoch: as `distill` has them. Returns the kd.training.Result. Raises ConfigError when `every` does not lie in 1..epochs.
     """
     if not 1 <= every <= recipe.epochs:
         raise ConfigError(f"teacher.every: {every} must lie between 1 and the teacher's {recipe.epochs} epochs")
@@ -113,6 +114,8 @@ def train_route(
                 checkpoints.save_state(Path(resume) / f"epoch-{epoch}.safetensors", state, **about)
             else:
                 memory[epoch] = state
+        if after_epoch:
+            after_epoch(result, network)
 
     checkpoint = Checkpoint(Path(resume) / "running.safetensors", **about) if resume else None
     result = train(network, data, recipe, seed, checkpoint=checkpoint, report=report, after_epoch=keep)
@@ -144,11 +147,13 @@ def adopt_route(
     start: str | Path,
     resume: str | Path | None = None,
     report: Callable[[str], object] | None = None,
+    after_epoch: Callable | None = None,
 ) -> list[dict[str, float]]:
     """Save a route of one state, the converged one, whose weights somebody else has trained, such as torchvision's.
 
     start: a file of the state_dict, with the plain keys of the network inside: .safetensors, or what torch.save wrote (.pth), of which
-    tensors alone are read. recipe: its precision, in which the state is evaluated. resume, report: as `train_route` has them, unused.
+    tensors alone are read. recipe: its precision, in which the state is evaluated. resume, report,
+    after_epoch: as `train_route` has them, unused.
     Returns [{"validation": %, "test": %}]. ConfigError for a file that is missing or of another network or number of classes.
     """
     checkpoints.check_writable(path)
@@ -232,6 +237,7 @@ def train_supernet(
     resume: str | Path | None = None,
     report: Callable[[str], object] | None = None,
     start: str | Path | None = None,
+    after_epoch: Callable | None = None,
 ) -> list[dict[str, float]]:
     """Train nested widths of the network called `name` jointly, and save them as one file.
 
@@ -251,7 +257,7 @@ def train_supernet(
     network = Supernet(plain, widths).to(data.labels["train"].device)
     checkpoint = Checkpoint(Path(resume) / "running.safetensors", **about) if resume else None
     method = JointTraining(distil_in_place)
-    result = distill(network, method, None, data, recipe, seed, checkpoint=checkpoint, report=report)
+    result = distill(network, method, None, data, recipe, seed, checkpoint=checkpoint, report=report, after_epoch=after_epoch)
     accuracy = []
     for index in range(len(network.widths)):
         network.select(index)

@@ -12,7 +12,8 @@ from kd.methods.hints import FitNet
 from kd.study import executor, store
 from kd.study.group import train_group
 from kd.study.runs import key_of
-from kd.teachers import train_route
+from kd.study.study import train_teacher
+from kd.teachers import train_route, train_supernet
 
 
 def test_the_library_tells_every_epoch_in_order():
@@ -32,6 +33,8 @@ def test_numbers_and_names():
     assert name_of_run(run) == "rco-kd+srm-cnn3x4-seed2-01234567"
     assert name_of_run(run | {"curriculum": "fixed"}) == "kd+srm-cnn3x4-seed2-01234567"
     assert name_of_run({"name": "mine", "seed": 3}) == "mine-3" and name_of_run({}) == "run"
+    teacher = {"route": "cnn3x8", "kind": "route", "network": "cnn3x8", "seed": 0, "key": "0123456789abcdef"}
+    assert name_of_run(teacher) == "route-cnn3x8-01234567"
 
 
 @pytest.fixture
@@ -118,6 +121,31 @@ def test_training_goes_on_where_a_logger_fails(module, tmp_path, monkeypatch):
     monkeypatch.delenv("KD_LOGGER")
     trained_in_worker(tmp_path / "other", monkeypatch)
     assert len(with_it) == 2 and with_it == records(tmp_path / "other")
+
+
+def taught(folder, train, **values):
+    """Train a teacher as a stage does, in this process. Returns the file's bytes."""
+    data = tiny.data()
+    data.save(folder / "images.safetensors")
+    run = {"kind": "teacher", "network": "cnn3x8", "seed": 0, "key": "0123456789abcdef"}
+    path = folder / "teacher.safetensors"
+    train_teacher(train, run, "cnn3x8", str(folder / "images.safetensors"), tiny.RECIPE, {"path": path, **values})
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("train,values", [(train_route, {"every": 2}), (train_supernet, {"widths": (0.5, 1.0)})])
+def test_teachers_are_logged_and_learn_the_same(module, tmp_path, monkeypatch, train, values):
+    unlogged = taught(tmp_path, train, **values)
+    monkeypatch.setenv("KD_LOGGER", "mine:log")
+    assert taught(tmp_path, train, **values) == unlogged
+    told = [json.loads(line) for line in module.read_text().splitlines()]
+    assert [entry["step"] for *_, entry in told] == list(range(1, tiny.RECIPE.epochs + 1)) and all(entry["loss"] for *_, entry in told)
+    assert all(("test" in entry) == (train is train_route) for *_, entry in told)
+    monkeypatch.setenv("KD_LOGGER", "mine:broken")
+    assert taught(tmp_path, train, **values) == unlogged
+    monkeypatch.setenv("KD_LOGGER", "mine:nothing")
+    with pytest.raises(ConfigError, match="mine has no function 'nothing'"):
+        taught(tmp_path, train, **values)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,13 @@
 """Groups of runs: which go together, and how one process trains a group, whoever started that process."""
 
 import math
-import os
 from collections import defaultdict
 from functools import partial
 
 from kd import ranks
 from kd.checkpoints import fault
 from kd.errors import ConfigError
-from kd.loggers import logged, logger_asked
+from kd.loggers import logged_or_said, logger_asked
 from kd.side_by_side import Shared, Track, side_by_side
 from kd.study import store
 from kd.study.records import method_name
@@ -69,7 +68,7 @@ def train_group(task, device, tell):
             continue
         track = Track(training)
         training.report = partial(tell_epoch, tell, key, track, run)
-        training.after_epoch = log and logged_or_said(log, {**run, "key": key}, tell)
+        training.after_epoch = log and logged_or_said(log, tell, **run, key=key)
         tracks[track] = run, key, program, keep_weights
     for track, failure in side_by_side(tracks):
         run, key, program, keep_weights = tracks[track]
@@ -93,23 +92,6 @@ def tell_epoch(tell, key, track, run, text):
     tell((key, len(curve), track.spent(), False, text))
     if warning := at_chance(run, curve, len(track.run.data.classes)):
         tell(warning)
-
-
-def logged_or_said(log, run, tell):
-    """As kd.loggers.logged, but where the logger fails, this is said once and the run goes on without it."""
-    told, failed = logged(log, **run), False
-
-    def after_epoch(result, student):
-        nonlocal failed
-        try:
-            if not failed:
-                told(result, student)
-        except Exception as error:  # whatever a server that does not answer raises
-            failed = True
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            tell(f"KD_LOGGER={os.environ['KD_LOGGER']} failed ({reason:.200}); {run['key']} goes on without it")
-
-    return after_epoch
 
 
 def at_chance(run, curve, classes):

@@ -9,7 +9,7 @@
     KD_MEMORY_SHARE=0.5    share of the free memory that images may take before they are read from disk as they are needed
     KD_DECODERS=2          processes that decode JPEG files, beside each that trains; default: the cores, shared out among those that train
     KD_SIDE_BY_SIDE=8      runs that advance together in one process and share batches and teachers; 1: each alone
-    KD_LOGGER=mine:log     called as log(run, entry) after every epoch of every student (kd/loggers.py)
+    KD_LOGGER=mine:log     called as log(run, entry) after every epoch of every student, teacher and supernet (kd/loggers.py)
     KD_GRAPHS=1            on a GPU: each training step as one CUDA graph (kd/graphs.py)
 """
 

@@ -9,6 +9,7 @@ import torch
 
 from kd import checkpoints
 from kd.errors import ConfigError, nearest
+from kd.loggers import logged_or_said, logger_asked
 from kd.methods import CURRICULA, KNOWLEDGE, Teachers, make, resolved
 from kd.models import build
 from kd.progress import count, report
@@ -51,7 +52,9 @@ def teach(kind, network, recipe, train, start=None, **values):
             known = kept.exists()  # meanwhile another process has trained it
             if not known:
                 store.whole(resume)  # else the training begins anew
-                on_ranks(train_teacher, train, network, str(images_path(profile)), recipe, {"path": kept, "resume": resume, **values})
+                run = {**determines, "kind": kind, "network": network, "key": key_of(determines)}
+                options = {"path": kept, "resume": resume, **values}
+                on_ranks(train_teacher, train, run, network, str(images_path(profile)), recipe, options)
                 checkpoints.write_atomically(f"{stem}.json", json.dumps(about))
                 shutil.rmtree(resume, ignore_errors=True)
     count(int(not known), int(known))
@@ -60,9 +63,15 @@ def teach(kind, network, recipe, train, start=None, **values):
     return target
 
 
-def train_teacher(train, network, data, recipe, values):
-    """In a process that trains: train_route or train_supernet of kd.teachers, on the data in the file `data`."""
-    train(network, open_data(data, 0, use_device()), recipe, report=lambda text: report(f"{network}: {text}"), **values)
+def train_teacher(train, run, network, data, recipe, values):
+    """In a process that trains: train_route or train_supernet of kd.teachers. run: what a logger is told. data: the path of the file."""
+    log = logger_asked()  # says at once if it is not there
+
+    def tell(text):
+        report(f"{network}: {text}")
+
+    after_epoch = log and logged_or_said(log, tell, **run)
+    train(network, open_data(data, 0, use_device()), recipe, report=tell, after_epoch=after_epoch, **values)
 
 
 def teach_supernet(network):
