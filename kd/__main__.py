@@ -137,6 +137,7 @@ def command_repro(options):
     """dvc repro, then the main table, what it says, and where the reports are."""
     from kd.report.show import summary_screen
     from kd.study.checks import check_runs
+    from kd.study.paths import reports_path
     from kd.study.plan import Planned
 
     study = Planned()
@@ -154,7 +155,8 @@ def command_repro(options):
             raise
     if code:
         sys.exit(code if code > 0 else 128 - code)
-    print(f"\n{summary_screen(profile)}")
+    if (reports_path(profile) / "results.csv").exists():  # one stage makes no tables
+        print(f"\n{summary_screen(profile)}")
 
 
 def parser():
