@@ -59,7 +59,9 @@ def run_parallel(wanted, title, known=()):
     watcher.start()
     try:
         with ProcessPoolExecutor(count, context, begin_worker, (messages, free, found.threads)) as pool:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a worker that Ctrl-C met while it imports would tell of it
             futures = [pool.submit(train, task) for task in tasks]
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             try:
                 for future in as_completed(futures):
                     future.result()
@@ -82,6 +84,7 @@ def begin_worker(messages, free, threads):
     global MESSAGES, DEVICE
     MESSAGES, DEVICE = messages, free.get()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is answered by the process that started this one
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     end_with_parent()
     torch.set_num_threads(threads)
     if DEVICE.startswith("cuda:"):
