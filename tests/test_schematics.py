@@ -12,7 +12,12 @@ import kd
 from kd.report import schematics
 
 METHODS = ("teacher", "kd", "kr", "srm", "rco", "iekd", "pwkd", "combined")
-PAIRS = (("cnn6x16", "cnn3x8"), ("resnet56", "resnet20"), ("resnet50", "mobilenetv2-6-0.25"))  # the last: the longest names
+PAIRS = (
+    ("cnn6x16", "cnn3x8"),
+    ("resnet56", "resnet20"),
+    ("resnet50", "mobilenetv2-6-0.25"),
+    ("torchvision-resnet34", "torchvision-resnet18"),  # the longest names
+)
 
 
 def draw(method, pair):
@@ -52,3 +57,5 @@ def test_what_is_drawn_of_a_network_is_its_own():
     network = kd.build("resnet20", 100)
     assert (shape.blocks, shape.channels) == ((3, 3, 3), (16, 32, 64))
     assert shape.parameters == kd.complexity(network, (3, 32, 32))[0] and shape.size == "278 k parameters"
+    shape = schematics.shape_of("torchvision-resnet34", 1000)
+    assert (shape.blocks, shape.channels, shape.size) == ((3, 4, 6, 3), (64, 128, 256, 512), "21.8 M parameters")

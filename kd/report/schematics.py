@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 from torch import nn
 
-from kd.models import Supernet, build, feature_shapes
+from kd.models import Supernet, Tapped, build, feature_shapes
 from kd.report.figures import PASSED_ON, STUDENT, TEACHER
 
 # beside those of kd.report.figures; colour-blind safe (Okabe and Ito)
@@ -185,9 +185,10 @@ def blank(name, classes):
 @cache
 def shape_of(name, classes):
     network = blank(name, classes)
+    tapped = isinstance(network, Tapped)  # torchvision's: the tapped layers are the stages
     blocks = tuple(
         sum(any(isinstance(module, nn.Conv2d) for module in block.modules()) for block in stage.children())
-        for stage in network.stages
+        for stage in ([network.module.get_submodule(tap.layer) for tap in network.taps] if tapped else network.stages)
     )
     with torch.device("meta"):
         channels = tuple(shape[0] for shape in feature_shapes(network, (3, 32, 32)))
@@ -215,7 +216,7 @@ def drawn(axes, shapes, shape, centre, length, height, colour, width=1.0):
     return around(centre, total, tallest)
 
 
-def captioned(axes, shapes, shape, centre, length, height, colour, below="", room=1.75):
+def captioned(axes, shapes, shape, centre, length, height, colour, below="", room=1.85):
     """A network with its name above it and, line by line, a text below it."""
     place = drawn(axes, shapes, shape, centre, length, height, colour)
     half = max((place.y1 - place.y0) / 2, 0.2)  # of a very flat one too, so that its texts are clear of what stands beside it
@@ -364,8 +365,8 @@ def srm(teacher, student, classes=10):
     divider(axes, 4.8, 0.25, 3.0)
 
     place = drawn(axes, shapes, theirs, (0.72, 2.15), 0.85, 0.62, TEACHER)
-    named(axes, (0.72, 1.68), theirs.name, TEACHER, 1.05)
-    write(axes, (0.72, 1.44), "frozen")
+    named(axes, (0.72, 1.7), theirs.name, TEACHER, 1.05)
+    write(axes, (0.72, 1.4), "frozen")
     shades = np.array([[0.25, 0.4, 0.3, 0.2], [0.3, 0.7, 0.55, 0.25], [0.2, 0.6, 0.45, 0.3], [0.25, 0.3, 0.2, 0.35]])
     grid = cells(axes, (1.85, 2.15), 0.68, [[tint(TEACHER, share) for share in row] for row in shades])
     arrow(axes, (place.x1 + 0.04, 2.15), grid.left, TEACHER)
@@ -390,8 +391,8 @@ def srm(teacher, student, classes=10):
 
     top = drawn(axes, shapes, theirs, (6.22, 2.25), 0.75, 0.5, TEACHER)
     low = drawn(axes, shapes, mine, (6.22, 0.85), 0.75, 0.5, STUDENT)
-    named(axes, (6.22, 2.64), theirs.name, TEACHER)
-    named(axes, (6.22, 0.43), mine.name, STUDENT)
+    named(axes, (6.22, 2.64), theirs.name, TEACHER, 1.85)
+    named(axes, (6.22, 0.43), mine.name, STUDENT, 1.85)
     badge = box(axes, (6.22, 1.55), 0.5, 0.28, "KL", PASSED_ON, filled=True)
     labels = box(axes, (5.27, 0.85), 0.74, 0.3, "labels", LABEL, filled=True)
     arrow(axes, (6.22, top.y0 - 0.02), badge.top, PASSED_ON)
@@ -538,6 +539,6 @@ def combined(teacher, student, classes=10):
             box(axes, (x, y), wide, 0.32, text, PASSED_ON if alone else INK, filled=alone, size=10, bold=alone)
     box(axes, (6.45, 2.62), 1.0, 0.3, "a paper’s", PASSED_ON, filled=True, size=10)
     box(axes, (6.45, 2.24), 1.0, 0.3, "ours", INK, size=10, bold=False)
-    place = captioned(axes, shapes, mine, (6.42, 1.02), 0.9, 0.55, STUDENT, f"{mine.size}\nlearns", room=1.4)
+    place = captioned(axes, shapes, mine, (6.42, 1.02), 0.9, 0.55, STUDENT, f"{mine.size}\nlearns", room=1.05)
     arrow(axes, (columns[2] + wide / 2 + 0.06, 1.02), (place.x0 - 0.04, 1.02), PASSED_ON, width=2.2)
     return svg(axes, f"Curriculum times knowledge: which states of {teacher} teach {student} when, and what is passed on.")
