@@ -7,6 +7,7 @@ import tiny
 from made_up import TABLE, record_of, runs_of
 
 from kd import checkpoints
+from kd.data import load_data
 from kd.models import Supernet, build, complexity
 from kd.report.markdown import markdown
 from kd.report.summary import summary
@@ -48,6 +49,17 @@ def test_training_of_a_route_and_of_a_supernet_by_hand(teachers):
     assert teacher_training(run_with(route, images_per_class=4), "p") == pytest.approx(3 * 5 * plain * 44 / 12)
     assert teacher_training(run_with({"supernet": teachers["supernet"]}), "p") == 3 * 5 * plain + 3 * 2 * sum(each)
     assert teacher_training(run_with({}), "p") == 0
+
+
+def test_of_images_that_stay_files(root, tmp_path):
+    for place in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / "few" / place).mkdir(parents=True)
+        (tmp_path / "few" / place / "1.jpg").write_bytes(b"nobody reads it")
+    load_data("jpegfolder", tmp_path / "few", size=32).save(paths.images_path("p"))
+    path = paths.teacher_path("p", "route", "resnet8")
+    checkpoints.save_state(path, {"curve": []}, kind="route", network="resnet8", classes=2, channels=3, recipe={"epochs": 5})
+    run = {"teacher": "resnet8", "teacher_md5": {"route": checkpoints.file_md5(path)}}
+    assert teacher_training(run, "p") == 3 * 5 * complexity(build("resnet8", 2), (3, 32, 32))[1]
 
 
 def test_a_teacher_that_is_not_here_is_unknown(teachers):

@@ -1,7 +1,7 @@
 """What a run's teacher cost to train, in the measure of the students' training: multiply-adds for one training image of the student."""
 
 from kd import checkpoints
-from kd.data.stream import mapped
+from kd.data.stream import open_stream
 from kd.models import Supernet, build, complexity
 from kd.study.paths import images_path, teacher_path
 
@@ -21,7 +21,7 @@ def teacher_training(run, profile):
         spent += mine
     if not spent:
         return 0.0
-    count, *_ = mapped(data)["train.images"].shape
+    count = len(open_stream(data).labels["train"])
     chosen = run.get("images_per_class") or 0
     students = chosen * checkpoints.about(teacher_path(profile, kind, run["teacher"]))["classes"] if chosen else count
     return spent * count / students
@@ -33,7 +33,7 @@ def spent_on(profile, kind, network, md5):
     if not path.exists() or checkpoints.file_md5(path) != md5:
         return None
     about = checkpoints.about(path)
-    module, image_shape = build(network, about["classes"], about["channels"]), mapped(images_path(profile))["train.images"].shape[1:]
+    module, image_shape = build(network, about["classes"], about["channels"]), open_stream(images_path(profile)).image_shape
     before, operations = 0.0, 0
     if kind == "route":
         operations = complexity(module, image_shape)[1]
