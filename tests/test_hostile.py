@@ -134,6 +134,14 @@ def test_a_pipe_in_a_folder_is_refused_without_waiting_for_it(tmp_path):
         load_data("imagefolder", tmp_path, cache=None)
 
 
+def test_a_pipe_in_an_archives_place_is_refused_without_waiting_for_it(tmp_path):
+    os.mkfifo(tmp_path / "images.tar")
+    for name in ("imagefolder", "jpegfolder"):
+        for source in (tmp_path / "images.tar", "/dev/zero"):
+            with pytest.raises(ConfigError, match="is a pipe, a device or the like, not an archive"):
+                load_data(name, source=source, cache=None)
+
+
 def test_a_link_to_a_folder_above_is_refused(tmp_path):
     (unpack(tmp_path) / "train/cat/all").symlink_to(tmp_path)
     with pytest.raises(ConfigError, match="is a link to a folder that holds it"):

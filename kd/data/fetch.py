@@ -239,6 +239,8 @@ def source_of(name, source, cache, md5=None):
     if not path.exists():
         remedy = f"run `python -m kd fetch {name}`" if wanted else "correct `source`"
         raise ConfigError(f"{path} is missing: {remedy}")
+    if not path.is_dir() and not path.is_file():
+        raise ConfigError(f"{path} is a pipe, a device or the like, not an archive: correct `source`")
     if path.is_dir():
         if md5:
             raise ConfigError(f"{path} is a folder, and this profile was made for one archive (md5 {md5}): give that archive, or set data.md5 to null")

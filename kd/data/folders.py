@@ -84,6 +84,8 @@ def index_jpegs(source, validation=0, size=224):
     """
     if source is None or not Path(source).exists():
         raise ConfigError(f"jpegfolder needs a source, a folder or .tar of train/CLASS/* and test/CLASS/*: {source} is not there")
+    if not Path(source).is_dir() and not Path(source).is_file():
+        raise ConfigError(f"{source} is a pipe, a device or the like, not an archive: correct `source`")
     source = Path(source).absolute()
     found, places = Folders(source, ("train", "val", "test")), {}
     for path, begin, count in tqdm(_entries(source), desc=source.name, unit=" files", disable=None):
