@@ -208,9 +208,18 @@ def parser():
     return main
 
 
+def check_folder():
+    """ConfigError in a folder that is there no longer; libraries would find no parts of theirs, and say something else."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ConfigError("the folder in which this was started is gone; change into another one and run the same command again") from None
+
+
 def main():
     options = parser().parse_args()
     try:
+        check_folder()
         if INSTALLED and options.command in OF_THE_REPOSITORY:
             reason = "works on the repository's own files, which a package does not bring"
             remedy = "run it in a clone; here run single stages, such as `python -m kd stage data`"

@@ -197,7 +197,7 @@ class Checkpoint:
         self.saved = time.monotonic()
 
     def remove(self):
-        self.path.unlink(missing_ok=True)
+        shutil.rmtree(self.path) if self.path.is_dir() else self.path.unlink(missing_ok=True)
 
 
 def random_state(device):

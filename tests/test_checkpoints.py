@@ -128,4 +128,7 @@ def test_a_folder_is_no_file_of_weights(tmp_path):
     for read in (checkpoints.load_state, checkpoints.about):
         with pytest.raises(ConfigError, match="is a folder, not a file of weights"):
             read(tmp_path)
+    (tmp_path / "running").mkdir()
+    checkpoints.Checkpoint(tmp_path / "running").remove()
+    assert not (tmp_path / "running").exists()
     assert "folder" in checkpoints.fault(tmp_path) and checkpoints.fault(tmp_path / "none") == "is missing"

@@ -39,6 +39,13 @@ def test_what_the_system_refuses_is_one_line(tmp_path, capsys):
     assert said.startswith("kd: ") and len(said.splitlines()) == 1
 
 
+def test_a_folder_that_is_gone_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main("plan") == 2 and "the folder in which this was started is gone" in capsys.readouterr().err
+
+
 def test_notebooks_are_stripped(tmp_path):
     source = paths.ROOT / "notebooks" / "01_kd.ipynb"
     notebook = read(source)

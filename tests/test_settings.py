@@ -57,6 +57,10 @@ def test_workers_go_round_all_gpus(monkeypatch, gpus, asked, expected):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch, "zeros", lambda *_, device: SimpleNamespace(device=torch.device(device)))
     assert devices(settings()) == expected
+    monkeypatch.setenv("KD_DEVICE", "")
+    monkeypatch.setenv("KD_GPU_SHARE", "1e-9")
+    with pytest.raises(ConfigError, match="KD_GPU_SHARE=1e-09: that makes .* processes here, at most 256; give a larger share"):
+        settings()
 
 
 @pytest.mark.parametrize("share, fit", [(1, 1), (0.5, 2), (0.1, 10), (1 / 3, 3), (0.3, 3), (0.6, 1)])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kd import checkpoints, program
+from kd.errors import ConfigError
 from kd.study import store
 from kd.study.clean import clean
 
@@ -36,6 +37,12 @@ def test_a_damaged_entry_is_not_known(empty, content):
     store.save("p1", record(), {})
     (empty / "p1" / "k1.json").write_text(content)
     assert store.load("p1", "k1") is None
+
+
+def test_a_folder_in_a_records_place_is_named_before_anything_is_trained(empty):
+    (empty / "p1" / "k1.json").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="k1.json is a folder, not a record; delete it"):
+        store.load("p1", "k1")
 
 
 def test_saving_ends_what_was_kept_for_going_on(empty):

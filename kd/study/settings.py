@@ -61,6 +61,8 @@ def settings():
         raise ConfigError(f"KD_RANKS={several}: each needs a GPU of its own, and torch sees {torch.cuda.device_count()} here")
     if several > 1 and os.environ.get("KD_RAY"):
         raise ConfigError("KD_RANKS and KD_RAY do not go together: a cluster trains many runs, ranks train one; unset either")
+    if on_gpus(gpus, share) > MOST_WORKERS:
+        raise ConfigError(f"KD_GPU_SHARE={share:g}: that makes {on_gpus(gpus, share):.3g} processes here, at most {MOST_WORKERS}; give a larger share")
     together = 1 if gpus else max(1, cores // several)  # groups at a time where each run has several processes
     workers = number("KD_WORKERS", int, together if several > 1 else on_gpus(gpus, share) or cores, MOST_WORKERS)
     return Settings(

@@ -21,6 +21,7 @@ from hashlib import md5
 from pathlib import Path
 
 from kd import checkpoints
+from kd.errors import ConfigError
 from kd.methods import CURRICULA, KNOWLEDGE
 from kd.processes import alone
 from kd.program import closure, program
@@ -84,6 +85,8 @@ def load(program, key, weights=False):
         entry = json.loads(Path(f"{stem}.json").read_text())
         stated, record = entry.pop("md5", None), entry["record"]
         right = record["key"] == key and isinstance(entry["machine"], dict) and stated in (None, md5_of(record))  # None: an older kd's
+    except IsADirectoryError:
+        raise ConfigError(f"{stem}.json is a folder, not a record; delete it and run the same command again") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     if not right:
