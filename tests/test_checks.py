@@ -1,15 +1,17 @@
 """Before anything is trained: what a run would stumble over hours later is named at once."""
 
 import pytest
+import tiny
 from made_up import write_params
 
 from kd.errors import ConfigError
 from kd.pipeline import notebook
 from kd.pipeline.parameters import checked
 from kd.study import paths, plan
-from kd.study.checks import check_runs, route_epochs
-from kd.study.parameters import check_name, parse_value
+from kd.study.checks import check_runs, route_epochs, smallest_class
+from kd.study.parameters import check_name
 from kd.study.profiles import compose, names
+from kd.study.yaml_files import parse_value
 
 pytest_plugins = ["made_up_root"]
 DIGITS = parse_value(compose("digits"))
@@ -34,6 +36,11 @@ WRONG = {
     "rco.first": ({"rco": {"first": 40}, "run": only(rco={"rco_table7": ["greedy search (GS)"]})}, "rco.first: state 40, but the route's 30 states are 0 to 29"),
     "teacher.every": ({"teacher": {"every": 31}}, "teacher.every: 31 must lie between 1 and the teacher's 30 epochs"),
     "pwkd.stages": ({"pwkd": {"stages": 99}}, "pwkd.stages: 99 stages, but the supernet has 4 widths"),
+    "supernet.widths": ({"supernet": {"widths": [1.0, 0.5]}}, "widths (1.0, 0.5) must be increasing fractions"),
+    "a supernet that cannot be": ({"teachers": ["cnn6x16", "mobilenetv2"], "supernets": ["mobilenetv2"]}, "no supernet for mobilenetv2"),
+    "a stage that a network lacks": ({"srm": {"taps": [99]}, "run": only(srm={"srm_cifar100": ["SRM"]})}, "srm: table srm_cifar100, row 'SRM': tap 99: the teacher has"),
+    "networks of unlike depth": ({"pairs": {"default": ["cnn6x16", "vgg8"]}, "run": only(iekd={"iekd_main": ["AT"]})}, "row 'AT': taps: teacher and student have 3 and 5 stages"),
+    "epochs for ever": ({"recipe": {"epochs": 10**9}}, "recipe.epochs: 1,000,000,000 epochs; at most 100,000"),
     "too few epochs": ({"recipe": {"epochs": 2}}, "epochs"),
     "an untrained teacher": ({"teachers": ["cnn3x8"], "supernets": []}, "its teacher cnn6x16 is not listed under teachers: in params.yaml"),
     "an untrained supernet": ({"supernets": []}, "its teacher cnn6x16 is not listed under supernets:"),
@@ -50,6 +57,15 @@ def test_it_is_named_before_anything_runs(root, changes, said):
     with pytest.raises(ConfigError) as caught:
         check(root, **changes)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_more_images_than_a_class_has_are_named_once_the_data_are_there(root):
+    tiny.data().save(root / "images.safetensors")
+    assert smallest_class(root / "images.safetensors") == min(tiny.data().labels["train"].bincount().tolist())
+    write_params(root / "params.yaml", student_images_per_class=50)
+    check_runs(plan.Planned())
+    with pytest.raises(ConfigError, match="row 'student alone': 50 training images of each class are asked for .*, and a class has 49; ask for fewer"):
+        check_runs(plan.Planned(), 49)
 
 
 @pytest.mark.parametrize("name", [name for name in names() if name != "imagefolder"])

@@ -74,13 +74,22 @@ def test_all_findings_hold_and_stand_where_a_page_reads_them():
             assert len({one.name for one in listed}) == len(listed), (path, place)
 
 
+def test_a_place_that_no_page_reads_is_named(monkeypatch):
+    monkeypatch.setattr(findings, "load_findings", lambda name: {"kdd": []})
+    with pytest.raises(ConfigError, match=r"no notebook 'kdd' \(did you mean 'kd'\?\)"):
+        findings.check_findings()
+
+
 def test_a_file_that_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(findings, "FILES", tmp_path)
     (tmp_path / "findings").mkdir()
     (tmp_path / "findings" / "digits.yaml").write_text("kd:\n  - {name: x, say: y, holds: 'True'}\n")
-    with pytest.raises(ConfigError, match=r"findings/digits.yaml, kd: 0: unknown key 'say' \(did you mean 'says'\?\)"):
+    with pytest.raises(ConfigError, match=r"findings/digits.yaml: kd.0: unknown key 'say' \(did you mean 'says'\?\)"):
         load_findings("digits")
     (tmp_path / "findings" / "digits.yaml").write_text("kd: [\n")
     with pytest.raises(ConfigError, match="is not YAML"):
+        load_findings("digits")
+    (tmp_path / "findings" / "digits.yaml").write_text("- kd\n")
+    with pytest.raises(ConfigError, match="findings/digits.yaml: .* must be a mapping"):
         load_findings("digits")
     assert load_findings("cifar10") == {}

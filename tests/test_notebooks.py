@@ -23,7 +23,7 @@ from kd.errors import ConfigError
 from kd.pipeline import notebook as notebooks
 from kd.pipeline import parameters
 from kd.report import figures
-from kd.study.parameters import parse_value
+from kd.study.yaml_files import parse_value
 
 ROOT = Path(__file__).parents[1]
 PARAMETERS = '''# what a reader may change

@@ -5,8 +5,9 @@ import copy
 import pytest
 
 from kd.errors import ConfigError
-from kd.study.parameters import check_study, load_parameters, parse_value, study_parameters
+from kd.study.parameters import check_study, load_parameters, study_parameters
 from kd.study.profiles import compose
+from kd.study.yaml_files import parse_value
 
 DIGITS = parse_value(compose("digits"))
 
@@ -17,6 +18,12 @@ WRONG = {
     "no data": (lambda v: v.update(data=None), "data: None must be a mapping"),
     "data without a name": (lambda v: v["data"].pop("name"), "data.name: unknown None"),
     "data.sise": (lambda v: v["data"].update(sise=3), "data: unknown 'sise' (did you mean 'size'?)"),
+    "data.validation": (lambda v: v["data"].update(validation="257"), "data.validation: '257' must be a whole number"),
+    "data.flip": (lambda v: v["data"].update(flip="no"), "data.flip: 'no' must be true or false"),
+    "more seeds than the tables have": (lambda v: v.update(seeds=10**9), "seeds: 1000000000 must be less than or equal to 1000"),
+    "epochs for ever": (lambda v: v["teacher"].update(epochs=10**9), "teacher.epochs: 1000000000 must be less than or equal to 100000"),
+    "teacher.seed": (lambda v: v["teacher"].update(seed=-1), "teacher.seed: -1 must be greater than or equal to 0"),
+    "no pair": (lambda v: v["pairs"].update(kd=[]), "pairs.kd: [] must be [teacher, student]"),
     "two seeds in letters": (lambda v: v.update(seeds="two"), "seeds: 'two' must be a whole number"),
     "no seeds": (lambda v: v.update(grid_seeds=0), "grid_seeds: 0 must be greater than 0"),
     "teacher.sed": (lambda v: v["teacher"].update(sed=1), "teacher: unknown key 'sed' (did you mean 'seed'?)"),
@@ -55,7 +62,7 @@ def test_what_is_right_stays_as_it_is():
     assert check_study(values, "params.yaml") is values and values == DIGITS
 
 
-@pytest.mark.parametrize("text, said", [("seeds: [1", "not YAML"), ("", "missing"), ("- 1", "a mapping"), ("caf\udce9", "cannot be read")])
+@pytest.mark.parametrize("text, said", [("seeds: [1", "not YAML"), ("a: 1\na: 2", "not YAML, line 2: found duplicate key"), ("[" * 1500 + "]" * 1500, "nested too deeply"), ("", "missing"), ("- 1", "a mapping"), ("caf\udce9", "cannot be read")])
 def test_a_file_that_is_no_parameters_is_named(text, said, tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_bytes(text.encode(errors="surrogateescape"))
     monkeypatch.setenv("KD_PARAMS", str(tmp_path / "params.yaml"))

@@ -7,10 +7,10 @@ from made_up import record_of, write_params, write_runs
 
 from kd.data import load_data
 from kd.study import paths, plan, store
-from kd.study.parameters import parse_value
 from kd.study.profiles import compose
 from kd.study.runs import key_of
 from kd.study.tables import load_table
+from kd.study.yaml_files import parse_value
 
 pytest_plugins = ["made_up_root"]
 

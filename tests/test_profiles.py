@@ -35,7 +35,7 @@ def test_what_a_reader_must_know_stays_in_the_profile():
 
 
 def profile(project, text, name="mine"):
-    (project / "profiles" / f"{name}.yaml").write_text(text, encoding="utf-8")
+    (project / "profiles" / f"{name}.yaml").write_bytes(text.encode(errors="surrogateescape"))
     return compose(name, root=project)
 
 
@@ -67,6 +67,7 @@ def test_a_reason_goes_with_its_value(project):
         ("kr: 2", "kr: 2 must be a mapping"),
         ("seeds: 0", "seeds: 0 must be greater than 0"),
         ("kr: [", "mine.yaml or base.yaml: not YAML"),
+        ("kr: caf\udce9", "mine.yaml or base.yaml: not YAML"),
         ("- kr", "must hold a mapping"),
     ],
 )

@@ -8,7 +8,7 @@ from kd.errors import ConfigError
 from kd.methods import make, resolved
 from kd.recipe import Recipe
 from kd.study import profiles, search
-from kd.study.parameters import parse_value
+from kd.study.yaml_files import parse_value
 
 
 def test_every_search_is_a_grid_of_real_parameters():
@@ -71,7 +71,19 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
     (tmp_path / "searches").mkdir()
     (tmp_path / "searches" / "x.yaml").write_text("knowledge: [kd]\ngrid: {kr.weight: [1]}\n")
     (tmp_path / "searches" / "y.yaml").write_text("knowledge: [kd]\ngrid: {kd.alpha: [1]}\nepoch: 1.0\n")
+    wrong = {
+        "knowledge: [kd": "searches/z.yaml is not YAML",
+        "knowledge: [kd]\ngrid: {}": "grid: {} must be longer",
+        "knowledge: [kd]\ngrid: {kd.alpha: []}": r"grid.kd.alpha: \[\] must be longer",
+        "knowledge: [kd]\ngrid: {kd.alpha: [1]}\nparameters: {kdd: {}}": "parameters: unknown key 'kdd'",
+        f"knowledge: [kd]\ngrid: {{kd.alpha: {[1] * 200}, kd.temperature: {[1] * 200}}}": "the grid has 40,000 candidates; at most 10,000",
+    }
     monkeypatch.setattr(search, "FILES", tmp_path)
+    for text, said in wrong.items():
+        (tmp_path / "searches" / "z.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=said) as caught:
+            search.load_search("z")
+        assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"unknown key 'epoch' \(did you mean 'epochs'\?\)"):
         search.load_search("y")
     with pytest.raises(ConfigError, match="'kr.weight' names no parameter of fixed, kd, recipe"):

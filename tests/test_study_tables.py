@@ -119,6 +119,11 @@ def test_a_control_trains_as_long_and_runs_where_its_row_does(study):
         ("- {row: KD}\n- {row: KR, contrl: KD}", r"tables/kd/t.yaml: rows.1: unknown key 'contrl' \(did you mean 'control'\?\)"),
         ("- {row: KD}\n- {rwo: KR}", r"rows.1: unknown key 'rwo' \(did you mean 'row'\?\)"),
         ("- {row: KD}\n- {row: KD}", "row 'KD' stands there twice"),
+        ("- {row: KD}\nbaseline: KDD", r"no row 'KDD' to be its baseline \(did you mean 'KD'\?\); there are KD"),
+        ("- {row: KD, kr: {weight: 1.0}}", "row 'KD': kr: changes a method that the row does not have; it has fixed, kd"),
+        ("- {row: KD}\nparameters: {kdd: {alpha: 1.0}}", r"parameters: unknown key 'kdd' \(did you mean 'kd'\?\)"),
+        ("  []", "has no rows"),
+        ("- {row: KD}\npaper: Q", "not YAML, line 5: found duplicate key \"paper\""),
     ],
 )
 def test_mistakes_in_a_tables_file_are_named(tmp_path, monkeypatch, rows, message):

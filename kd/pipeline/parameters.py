@@ -10,7 +10,8 @@ import ast
 import sys
 
 from kd.errors import ConfigError, nearest
-from kd.study.parameters import load_parameters, parse_value
+from kd.study.parameters import load_parameters
+from kd.study.yaml_files import parse_value
 
 MOST_PARAMETERS = 12  # more than a reader can hold in the head
 WORDS = {

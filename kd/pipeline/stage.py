@@ -17,7 +17,7 @@ from kd.progress import relayed, say
 from kd.report.claims import decided
 from kd.report.findings import as_published, read_facts, sentences
 from kd.report.tables import read_results
-from kd.study.checks import check_runs
+from kd.study.checks import check_runs, smallest_class
 from kd.study.metrics import write_metrics
 from kd.study.parameters import check_name, study_parameters
 from kd.study.paths import (
@@ -53,7 +53,8 @@ def run_stage(name, item=None):
     title = f"{name}-{item}" if item else name
     check_files_allowed()
     if name in ("teacher", "supernet", "search", *STAGES):
-        check_runs(Planned())  # what a later stage would stumble over, before this one has trained for hours
+        study = Planned()
+        check_runs(study, smallest_class(study.data_path))  # what a later stage would stumble over, before this one has trained for hours
     with alone(ROOT / ".dvc" / "tmp" / f"stage-{title}.lock", f"stage {title}"):
         for folder in ("build", "models", "reports", "runs", "store"):
             sweep_files(ROOT / folder)

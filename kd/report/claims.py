@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
-import yaml
 from annotated_types import MinLen
 
 from kd.errors import ConfigError, Positive, Section, nearest, validated
@@ -26,6 +25,7 @@ from kd.statistics import (
 )
 from kd.study.paths import FILES
 from kd.study.tables import check_tables, load_table
+from kd.study.yaml_files import read_yaml
 
 SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "cannot tell"
 LINE = [
@@ -63,11 +63,9 @@ def load_claims():
     for path in (FILES / "claims" / f"{stem}.yaml" for stem in order):
         place = path.relative_to(FILES).as_posix()
         try:
-            values = yaml.safe_load(path.read_text())
+            values = read_yaml(path, place)
         except FileNotFoundError:
             continue
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{place} is not YAML ({' '.join(str(error).split())}); mend it") from None
         for claim in validated(ClaimsOfPaper, values, place).claims:
             check(claim, f"{place}, {claim.name!r}", found)
             found[claim.name] = claim.model_dump() | {"paper": values["paper"]}

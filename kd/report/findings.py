@@ -15,9 +15,7 @@ import math
 import re
 from functools import cached_property
 
-import yaml
-
-from kd.errors import ConfigError, Section, several, validated
+from kd.errors import ConfigError, Section, nearest, several, validated
 from kd.report import claims
 from kd.report.markdown import plus_minus
 from kd.report.summary import summary
@@ -26,6 +24,7 @@ from kd.statistics import paired
 from kd.study.paths import FILES, ROOT, reports_path
 from kd.study.profiles import unedited
 from kd.study.tables import load_table
+from kd.study.yaml_files import read_yaml
 
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 BUILT_IN = {f.__name__: f for f in (abs, all, any, enumerate, len, max, min, range, round, sorted, sum, zip)}
@@ -177,11 +176,7 @@ def load_findings(name):
     path = FILES / "findings" / f"{name}.yaml"
     if not path.exists():
         return {}
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"findings/{path.name} is not YAML ({' '.join(str(error).split())}); mend it") from None
-    return {place: validated(several(Finding), found, f"findings/{path.name}, {place}") for place, found in (values or {}).items()}
+    return validated(dict[str, several(Finding)], read_yaml(path, f"findings/{path.name}") or {}, f"findings/{path.name}")
 
 
 def sentences(profile, place, runs, facts=None, strict=True):
@@ -240,9 +235,12 @@ def as_list(found):
 
 def check_findings():
     """ConfigError for the first finding that the committed results do not bear out, of any study."""
+    pages = [path.stem.partition("_")[2] for path in sorted((FILES / "notebooks").glob("*.ipynb"))]
     for path in sorted(reports_path("").glob("*/results.csv")):
         profile, runs = path.parent.name, read_results(path)
         for place in load_findings(profile):
+            if place not in pages:
+                raise ConfigError(f"findings/{profile}.yaml: no notebook {place!r}{nearest(place, pages)}; there are {', '.join(pages)}")
             sentences(profile, place, runs, read_facts(profile))
     for place in load_findings("README"):
         of_studies(place)

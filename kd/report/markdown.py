@@ -4,11 +4,11 @@ from functools import cache
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from kd.report.claims import marked
 from kd.report.summary import by_pair, judged
 from kd.study.paths import FILES
+from kd.study.yaml_files import read_yaml
 
 HOW_JUDGED = (
     "In brackets: exploratory, what the interval alone says, without correction for the many comparisons; a claim's verdict is that "
@@ -50,7 +50,7 @@ def varies(values):
 @cache
 def addresses():
     """{how a source begins: its URL, or None} of tables/sources.yaml."""
-    return yaml.safe_load((FILES / "tables" / "sources.yaml").read_text())
+    return read_yaml(FILES / "tables" / "sources.yaml", "tables/sources.yaml")
 
 
 def linked(source):

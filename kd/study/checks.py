@@ -1,10 +1,16 @@
 """What can be known before anything is trained: whether every run that the parameters ask for can begin."""
 
+import json
+from contextlib import suppress
 from functools import cache
 
+import torch
+
+from kd.data.stream import open_stream
 from kd.errors import ConfigError, nearest
 from kd.methods import Teachers, make
-from kd.models import build
+from kd.models import Supernet, build
+from kd.study.parameters import MOST_EPOCHS
 from kd.study.paths import ROOT, STAGES
 from kd.study.records import method_name
 from kd.study.search import wanted_by
@@ -19,13 +25,16 @@ class Planned(list):
         self.epochs, self.widths = list(epochs), list(widths)
 
 
-def check_runs(study):
+def check_runs(study, images=None):
     """Raise ConfigError for the first run that a study's parameters ask for and that cannot begin; it names table and row.
 
-    study: a kd.study.plan.Planned, whose data and teachers need not be there.
+    study: a kd.study.plan.Planned, whose data and teachers need not be there. images: how many training images the smallest class has
+    (`smallest_class`), once the data are those of the parameters; None: not known yet.
     """
     params = study.params
     check_data(params["data"])
+    for network in params["supernets"]:
+        Supernet(build(network, 2), params["supernet"]["widths"])
     found, only = set(), params["combined"]["only"]
     for table in (load_table(name) for stage in STAGES for name in table_names(stage)):
         asked = asked_rows(table, params)
@@ -35,6 +44,12 @@ def check_runs(study):
                 try:
                     run, paths = study.run_of(table, row, pair, 0)
                     check_run(run, paths, params)
+                    if images is not None and run["images_per_class"] > images:
+                        asked_for = f"{run['images_per_class']} training images of each class are asked for (student_images_per_class, or a row's)"
+                        raise ConfigError(f"{asked_for}, and a class has {images}; ask for fewer")
+                    if study.facts:
+                        _, shape, classes = study.facts
+                        check_networks(run["teacher"], run["student"], shape, classes, json.dumps([run["knowledge"], run["parameters"]]))
                 except ConfigError as problem:
                     raise ConfigError(f"{place}: {problem}") from None
                 found |= {method_name(run)} if table["stage"] == "combined" else set()
@@ -63,12 +78,45 @@ def check_run(run, paths, params):
     for kind, where in (("route", "teachers"), ("supernet", "supernets")):
         if kind in paths and run["teacher"] not in params[where]:
             raise ConfigError(f"its teacher {run['teacher']} is not listed under {where}: in params.yaml; add it there, or give another pair")
+    if run["recipe"]["epochs"] > MOST_EPOCHS:
+        raise ConfigError(f"recipe.epochs: {run['recipe']['epochs']:,} epochs; at most {MOST_EPOCHS:,}")
     buildable(run["student"])
     sources = {"route": Planned(epochs=route_epochs(params["teacher"], run["teacher"])), "supernet": Planned(widths=params["supernet"]["widths"])}
     method = make(run["knowledge"], run["curriculum"], run["parameters"])
     budget = method.lesson_epochs(run["recipe"]["epochs"])
     if run["parameters"][run["curriculum"]].get("first") != "search":  # that one looks at the student
         method.curriculum.next([], budget, Teachers(**{kind: sources[kind] for kind in sources if kind in paths}), None, None)
+
+
+def smallest_class(path):
+    """How many training images the smallest class has in a file of stage data."""
+    data = open_stream(path)
+    return int(torch.bincount(data.labels["train"], minlength=len(data.classes)).min())
+
+
+@cache
+def check_networks(teacher, student, shape, classes, knowledge):
+    """Raise ConfigError if a method does not fit its networks: a stage that one of them does not have, numbers of stages that differ.
+
+    teacher: "" for none. shape: (C, H, W). knowledge: [names, parameters] as JSON. Nothing is computed: tensors on "meta" have shapes alone.
+    """
+    names, parameters = json.loads(knowledge)
+    part = make(names, "fixed", {name: parameters[name] for name in names}).knowledge
+    mine, its_teacher = outputs(student, shape, classes), outputs(teacher, shape, classes) if teacher else (None, None)
+    with torch.device("meta"), torch.no_grad(), suppress(RuntimeError):  # of a method that looks at values, which are not there
+        part.build(mine[0], its_teacher[0], mine[1], its_teacher[1])
+
+
+@cache
+def outputs(network, shape, classes):
+    """(network, its Output for two images), shapes alone. ConfigError for a network that the images are too small for."""
+    with torch.device("meta"), torch.no_grad():
+        module = build(network, classes, shape[0]).eval()
+        try:
+            return module, module(torch.zeros(2, *shape))
+        except RuntimeError as error:
+            size = "x".join(map(str, shape))
+            raise ConfigError(f"{network} takes no images of {size} ({str(error).splitlines()[0]:.120}); give another network, or a larger data.size") from None
 
 
 @cache

@@ -1,30 +1,36 @@
 """params.yaml: every parameter of a study, declared here, checked whole before anything runs."""
 
-import inspect
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
 
 from kd.data import NAMES as DATA_NAMES
 from kd.data import load_data
-from kd.errors import ConfigError, Positive, PositiveInt, Section, Share, nearest, several, validated
+from kd.errors import ConfigError, Positive, PositiveInt, Section, Share, arguments, nearest, several, validated
 from kd.methods import CURRICULA, KNOWLEDGE, resolved
 from kd.models import build
 from kd.recipe import Recipe
 from kd.study.paths import FILES, ROOT, STAGES
 from kd.study.tables import asked_rows, load_table, table_names
+from kd.study.yaml_files import parse_value
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # it becomes the name of folders, and a word of the commands that DVC gives to the shell
+FIRST_SEED = 1000  # of a search's runs; the tables' seeds begin at 0: a parameter must not be chosen on the runs that it is then reported on
+MOST_EPOCHS = 100_000  # more than that is a slip of the keyboard
 Pair = several(str)
+Seeds = Annotated[int, Interval(gt=0, le=FIRST_SEED)]
+Epochs = Annotated[int, Interval(gt=0, le=MOST_EPOCHS)]
 
 
 class Teacher(Section):
-    epochs: PositiveInt
+    epochs: Epochs
     learning_rate: Positive
     milestones: several(Share) | None
     every: PositiveInt
-    seed: int
+    seed: Annotated[int, Interval(ge=0, lt=2**32)]
     weights: dict[str, str] = {}
 
 
@@ -32,12 +38,12 @@ class SupernetOf(Section):
     widths: several(Share)
     distil_in_place: bool
     start: Literal["teacher", "scratch"]
-    epochs: PositiveInt | None
+    epochs: Epochs | None
     learning_rate: Positive | None
 
 
 class Search(Section):
-    seeds: PositiveInt
+    seeds: Seeds
     epochs: Positive
 
 
@@ -53,8 +59,8 @@ class Parameters(Section):
     recipe: dict[str, Any]
     recipes: dict[str, dict[str, Any]]
     student_images_per_class: PositiveInt | None
-    seeds: PositiveInt
-    grid_seeds: PositiveInt
+    seeds: Seeds
+    grid_seeds: Seeds
     run: dict[str, Literal["all"] | dict[str, Literal["all"] | several(str)]]
     searches: several(str)
     search: Search
@@ -102,7 +108,8 @@ def check_study(values, name):
     validated(Parameters, values, name)
     check_name(values["profile"], f"{name}: profile")
     known([values["data"].get("name")], DATA_NAMES, "data.name")
-    known(values["data"], ["watch", *inspect.signature(load_data).parameters], "data")
+    known(values["data"], ["watch", *arguments(load_data).model_fields], "data")
+    validated(arguments(load_data), {key: value for key, value in values["data"].items() if key != "watch"}, "data")
     Recipe.of(values["recipe"])
     known(values["run"], STAGES, "run")
     for stage, chosen in values["run"].items():
@@ -115,7 +122,7 @@ def check_study(values, name):
     if "default" not in values["pairs"]:
         raise ConfigError(f"{name} lacks pairs.default, e.g. default: [cnn6x16, cnn3x4]")
     for key, found in values["pairs"].items():
-        for pair in found if isinstance(found[0], list) else [found]:
+        for pair in found if found and isinstance(found[0], list) else [found]:
             if len(pair) != 2:
                 raise ConfigError(f"{name}: pairs.{key}: {pair!r} must be [teacher, student], or a list of such")
     networks = [*values["teachers"], *values["supernets"], *(key for key in values["recipes"] if key not in STAGES)]
@@ -132,17 +139,6 @@ def check_study(values, name):
     for method in {**KNOWLEDGE, **CURRICULA}:
         resolved([method], {method: values.get(method) or {}})
     return values
-
-
-def parse_value(text):
-    """YAML 1.2, as DVC reads params.yaml: `false` is False; unlike in 1.1, `no` is a text, `1e-3` a float."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise ConfigError(f"not YAML: {' '.join(str(getattr(error, 'problem', '') or error).split())}") from None
 
 
 def load_parameters(file):

@@ -6,6 +6,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from kd.data.stream import open_stream
+from kd.errors import ConfigError
 from kd.methods import make
 from kd.models import Supernet, build, complexity
 from kd.study import store
@@ -44,6 +45,11 @@ class Planned(Study):
     def data_md5(self):
         return open_stream(self.data_path).md5 if self.data_path.exists() else "not yet known"
 
+    @cached_property
+    def facts(self):
+        """`data_facts` of the parameters in force."""
+        return data_facts(self.params)
+
     @staticmethod
     def md5_of(path):
         return Study.md5_of(path) if Path(path).exists() else f"not yet known: {Path(path).name}"
@@ -56,6 +62,8 @@ def data_facts(params):
         data = open_stream(images_path(profile))  # looks at the file without reading its images
         return len(data.labels["train"]), data.image_shape, len(data.classes)
     if known := KNOWN_DATA.get(name) or KNOWN_DATA.get(profile):
+        if held_out >= known[0]:
+            raise ConfigError(f"data.validation: {held_out:,} of {known[0]:,} images held out leave none to train on; hold out fewer")
         return min(known[0] - held_out, (params["data"].get("images_per_class") or known[0]) * known[2]), *known[1:]
     return None
 
@@ -212,7 +220,7 @@ def plan():
     """The whole plan of params.yaml as text: per stage its runs, student epochs and hours, measured or estimated."""
     study = Planned()
     check_runs(study)
-    params, facts, (rates, devices) = study.params, data_facts(study.params), measured_rates(study.profile)
+    params, facts, (rates, devices) = study.params, study.facts, measured_rates(study.profile)
     (stages, lacking), clock, lines = plan_runs(study), Clock(rates, facts), teacher_lines(study, facts)
     estimated_teachers = any(line[-1] for line in lines)
     for stage, found in stages.items():

@@ -21,8 +21,9 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from kd.checkpoints import write_atomically
 from kd.data.fetch import archives
 from kd.errors import ConfigError, nearest
-from kd.study.parameters import check_study, parse_value
+from kd.study.parameters import check_study
 from kd.study.paths import FILES, ROOT
+from kd.study.yaml_files import parse_value
 
 HEAD = """\
 # What `dvc repro` runs. Written by `python -m kd use {name}`; from then on yours to edit:
@@ -42,10 +43,11 @@ def compose(name, archive=None, root=FILES):
     """
     if name not in names(root):
         raise ConfigError(f"unknown profile {name!r}{nearest(name, names(root))}; there are {', '.join(names(root))}")
-    yaml, text = round_trip(), (Path(root) / "profiles" / f"{name}.yaml").read_text(encoding="utf-8")
+    yaml, folder = round_trip(), Path(root) / "profiles"
     try:
-        base, own = yaml.load((Path(root) / "profiles" / "base.yaml").read_text(encoding="utf-8")), yaml.load(text)
-    except YAMLError as error:
+        text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
+        base, own = yaml.load((folder / "base.yaml").read_text(encoding="utf-8")), yaml.load(text)
+    except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"profiles/{name}.yaml or base.yaml: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(own, CommentedMap):
         raise ConfigError(f"profiles/{name}.yaml must hold a mapping, of what differs from profiles/base.yaml")

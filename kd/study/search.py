@@ -11,21 +11,25 @@ The values chosen are written into the profile by hand, with the search as their
 """
 
 import itertools
+import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
-import yaml
+from annotated_types import MinLen
 
 from kd import checkpoints
 from kd.errors import ConfigError, Positive, Section, nearest, several, validated
 from kd.methods import CURRICULA, KNOWLEDGE
 from kd.statistics import interval
+from kd.study.parameters import FIRST_SEED
 from kd.study.paths import FILES, reports_path, runs_path
 from kd.study.runs import key_of
 from kd.study.study import Study
+from kd.study.tables import ParametersOfMethods
+from kd.study.yaml_files import read_yaml
 
-FIRST_SEED = 1000  # the tables' seeds begin at 0: a parameter must not be chosen on the runs that it is then reported on
+MOST_CANDIDATES = 10_000  # of a grid; more than that is a slip of the keyboard
 
 
 class SearchFile(Section):
@@ -33,8 +37,8 @@ class SearchFile(Section):
 
     knowledge: several(Literal[tuple(KNOWLEDGE)])
     curriculum: Literal[tuple(CURRICULA)] = "fixed"
-    grid: dict[str, several(Any)]
-    parameters: dict[str, dict[str, Any]] = {}
+    grid: Annotated[dict[str, Annotated[several(Any), MinLen(1)]], MinLen(1)]
+    parameters: ParametersOfMethods = ParametersOfMethods()
     epochs: Positive | None = None
 
 
@@ -48,7 +52,7 @@ def load_search(name):
     if name not in names():
         raise ConfigError(f"unknown search {name!r}{nearest(name, names())}; searches/ has {', '.join(names())}")
     place = f"searches/{name}.yaml"
-    search = yaml.safe_load((FILES / place).read_text())
+    search = read_yaml(FILES / place, place)
     validated(SearchFile, search, place)
     search = {"curriculum": "fixed", **search}
     methods = {*search["knowledge"], search["curriculum"], "recipe"}
@@ -56,6 +60,8 @@ def load_search(name):
         method, _, parameter = path.partition(".")
         if method not in methods or not parameter:
             raise ConfigError(f"{place}: {path!r} names no parameter of {', '.join(sorted(methods))}; write METHOD.PARAMETER")
+    if (count := math.prod(map(len, search["grid"].values()))) > MOST_CANDIDATES:
+        raise ConfigError(f"{place}: the grid has {count:,} candidates; at most {MOST_CANDIDATES:,}")
     return search
 
 

@@ -2,13 +2,13 @@
 
 from typing import Any, Literal
 
-import yaml
 from pydantic import create_model
 
 from kd.errors import ConfigError, Positive, PositiveInt, Section, nearest, several, validated
 from kd.methods import CURRICULA, KNOWLEDGE
 from kd.study.paths import FILES, STAGES
 from kd.study.records import method_name
+from kd.study.yaml_files import read_yaml
 
 
 class Figure(Section):
@@ -17,6 +17,9 @@ class Figure(Section):
     value: float | str
     tier: Literal["A", "B", "C"]
     source: str
+
+
+ParametersOfMethods = create_model("ParametersOfMethods", __base__=Section, **{name: (dict[str, Any], {}) for name in (*KNOWLEDGE, *CURRICULA)})
 
 
 class RowOfTable(Section):
@@ -54,7 +57,7 @@ class Table(Section):
     baseline: str = "KD"
     reported_for: str = ""
     seeds: Literal["main", "grid"] = "main"
-    parameters: dict[str, dict[str, Any]] = {}
+    parameters: ParametersOfMethods = ParametersOfMethods()
     shared: Any = None  # what rows repeat, for YAML's anchors
     rows: several(Row) = ()
     grid: Grid | None = None
@@ -83,14 +86,18 @@ def load_table(name: str) -> dict[str, Any]:
     check_tables([name])
     path = table_paths()[name]
     place = path.relative_to(FILES).as_posix()
-    try:
-        table = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{place} is not YAML ({' '.join(str(error).split())}); mend it") from None
+    table = read_yaml(path, place)
     validated(Table, table, place)
     table["rows"] = [*table.get("rows", []), *grid_rows(table.pop("grid", None))]
     names = [row["row"] for row in table["rows"]]
+    if not names:
+        raise ConfigError(f"{place}: has no rows; list some under rows:, or give a grid:")
+    if (baseline := table.get("baseline", names[0])) not in names:
+        raise ConfigError(f"{place}: no row {baseline!r} to be its baseline{nearest(baseline, names)}; there are {', '.join(names)}")
     for row in table["rows"]:
+        methods = {*row.get("knowledge", ["kd"]), row.get("curriculum", "fixed")}
+        for method in (name for name in (*KNOWLEDGE, *CURRICULA) if name in row and name not in methods):
+            raise ConfigError(f"{place}, row {row['row']!r}: {method}: changes a method that the row does not have; it has {', '.join(sorted(methods))}")
         if names.count(row["row"]) > 1:
             raise ConfigError(f"{place}: row {row['row']!r} stands there twice")
         row["control"] = [row["control"]] if isinstance(row.get("control"), str) else list(row.get("control", []))
