@@ -4,9 +4,14 @@ import io
 import json
 
 import pandas as pd
+import pytest
 from made_up import accuracy_kd_better, made_up_records, record_of
 
+from kd.errors import ConfigError
+from kd.report.tables import load_records, read_results
 from kd.study.records import COLUMNS, frame, method_name, read_records
+
+pytest_plugins = ["made_up_root"]
 
 
 def records(*accuracies):
@@ -39,6 +44,19 @@ def test_frame_without_validation_images():
     """Without images held out a run has no validation accuracy, which its record says as null."""
     runs = frame([record | {"top1_val": None} for record in records(90.0)], "digits")
     assert runs["top1_val"].isna().all() and runs["top1_last"].tolist() == [90.0]
+
+
+def test_what_is_damaged_is_named(tmp_path, root):
+    for name in ("records.jsonl", "rows.json"):
+        (root / "runs" / "digits" / "kd").mkdir(parents=True, exist_ok=True)
+        (root / "runs" / "digits" / "kd" / name).write_bytes(b"{}\n\xff" if name == "rows.json" else b'{"key": 1}\n{"ke')
+        with pytest.raises(ConfigError, match=f"{name} is damaged; delete it and run `dvc repro` again"):
+            load_records("digits")
+        (root / "runs" / "digits" / "kd" / name).unlink()
+    for content in (b"", b"x,y\n", b"\xff\xfe", b'profile,pair\n"'):
+        (tmp_path / "results.csv").write_bytes(content)
+        with pytest.raises(ConfigError, match="results.csv is damaged; delete it and run `dvc repro` again, or restore it from git"):
+            read_results(tmp_path / "results.csv")
 
 
 def test_records_file_round_trip(tmp_path):

@@ -10,7 +10,6 @@ findings/PROFILE.yaml has them by place, a stage's name or `tables`; findings/RE
 In braces, and in `holds`, stand Python expressions over what `Seen` offers. A finding that does not hold stops its page, by name.
 """
 
-import json
 import math
 import re
 from functools import cached_property
@@ -23,6 +22,7 @@ from kd.report.tables import read_results
 from kd.statistics import paired
 from kd.study.paths import FILES, ROOT, reports_path
 from kd.study.profiles import unedited
+from kd.study.records import parsed
 from kd.study.tables import load_table
 from kd.study.yaml_files import read_yaml
 
@@ -168,7 +168,7 @@ def facts_path(profile):
 def read_facts(profile):
     """{stage: {name: value}}; {} of a study from before there were any."""
     path = facts_path(profile)
-    return json.loads(path.read_text()) if path.exists() else {}
+    return parsed(path.read_bytes(), path) if path.exists() else {}
 
 
 def load_findings(name):

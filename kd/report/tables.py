@@ -1,6 +1,5 @@
 """The tables of a study from its records, as Markdown and as sentences; and the records of a whole profile."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +9,7 @@ from kd.report.markdown import markdown, plus_minus
 from kd.report.summary import controls, summary
 from kd.study.parameters import study_parameters
 from kd.study.paths import STAGES, runs_path
-from kd.study.records import frame, read_records
+from kd.study.records import frame, parsed, read_records
 from kd.study.tables import asked_rows, load_table, table_names
 
 MAIN = ("main", "common", "headline")  # how the names of main tables end
@@ -80,7 +79,8 @@ def load_records(profile):
     records, rows = {}, {}
     for folder in (runs_path(profile, stage) for stage in STAGES):
         records |= {record["key"]: record for record in read_records(folder)}
-        for row in json.loads((folder / "rows.json").read_text()) if (folder / "rows.json").exists() else []:
+        path = folder / "rows.json"
+        for row in parsed(path.read_bytes(), path) if path.exists() else []:
             rows[row["table"], row["row"], row["pair"], row["seed"]] = row
     if not rows:
         raise ConfigError(f"runs/{profile} holds no records; run `make repro` (or `dvc repro`) first")
@@ -88,7 +88,13 @@ def load_records(profile):
 
 
 def read_results(path):
-    """results.csv as a DataFrame, as pandas.read_csv(path, dtype={"key": str}) reads it. ConfigError without it."""
+    """results.csv, or claims.csv, as a DataFrame, as pandas.read_csv(path, dtype={"key": str}) reads it. ConfigError for what is none."""
     if not Path(path).exists():
         raise ConfigError(f"{path} is missing; run `make repro` (or `dvc repro`) first")
-    return pd.read_csv(path, dtype={"key": str}, keep_default_na=False, na_values=[""])
+    try:
+        found = pd.read_csv(path, dtype={"key": str}, keep_default_na=False, na_values=[""])
+    except ValueError:  # pandas' own errors are such
+        found = pd.DataFrame()
+    if not {"profile", "pair"} <= set(found):
+        raise ConfigError(f"{path} is damaged; delete it and run `dvc repro` again, or restore it from git")
+    return found

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from kd.errors import ConfigError
 from kd.study.teacher_training import teacher_training
 
 COLUMNS = {
@@ -35,7 +36,15 @@ COLUMNS = {
 def read_records(folder):
     """The records a stage left in `folder`; none when it has not run."""
     path = Path(folder) / "records.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [parsed(line, path) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+def parsed(text, path):
+    """The value of a JSON text (str or bytes), all or a line of the file `path`; ConfigError, naming the file, for what is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ConfigError(f"{path} is damaged; delete it and run `dvc repro` again") from None
 
 
 def frame(records, profile):

@@ -19,7 +19,7 @@ from kd.study.executor import run_parallel
 from kd.study.on_ranks import on_ranks
 from kd.study.parameters import study_parameters
 from kd.study.paths import ROOT, images_path, runs_path, scratch_unless_pipeline, teacher_path
-from kd.study.records import frame, method_name
+from kd.study.records import frame, method_name, parsed
 from kd.study.runs import key_of, open_data, open_teacher
 from kd.study.settings import use_device
 from kd.study.tables import asked_rows, load_table, table_names
@@ -295,7 +295,7 @@ class Study:
         Numbers are kept with six digits. What a stage's notebook and its appendices saw stands in one file.
         """
         path = self.folder / "facts.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
+        known = parsed(path.read_bytes(), path) if path.exists() else {}
         checkpoints.write_atomically(path, json.dumps({**known, **rounded(facts)}, indent=1, sort_keys=True) + "\n")
 
     def row_of(self, table, row, seed=0, pair=None):
