@@ -102,6 +102,16 @@ def test_damaged_weights_and_records_are_named_and_made_anew(empty, capsys):
     assert store.load("p1", "k1") is None and "k1.json is damaged" in capsys.readouterr().err
 
 
+def test_a_damaged_record_that_dvc_has_kept_is_left_out(empty, tmp_path, monkeypatch, capsys):
+    kept = {"runs/digits/kd/records.jsonl": b'{"key": "k0", "prog\n[]\n\xff\n' + json.dumps({**record(), "program": "p1"}).encode() + b"\n"}
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    monkeypatch.setattr(store, "runs_path", lambda profile, stage: tmp_path / "runs" / profile / stage)
+    monkeypatch.setattr(store, "files_of_dvc", lambda: None)
+    monkeypatch.setattr(store, "read_from_dvc", lambda files, name: kept.get(name))
+    assert store.absorb("digits") == 1 and store.load("p1", "k1")
+    assert capsys.readouterr().err.count("a record of runs/digits/kd/records.jsonl is damaged; its run is made anew") == 3
+
+
 def test_weights_of_an_older_kd_are_kept_where_dvc_knows_them(empty, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(store, "ROOT", tmp_path)
     store.save("p1", record(), {}, {"student": {"w": torch.ones(2)}})

@@ -142,9 +142,13 @@ def absorb(profile):
     files, found = files_of_dvc(), 0
     for stage in STAGES:
         folder = runs_path(profile, stage).relative_to(ROOT).as_posix()
-        for line in (read_from_dvc(files, f"{folder}/records.jsonl") or b"").decode().splitlines():
-            record = json.loads(line)
-            program, key = record.get("program"), record["key"]
+        for line in (read_from_dvc(files, f"{folder}/records.jsonl") or b"").splitlines():
+            try:
+                record = json.loads(line)
+                program, key = record.get("program"), record["key"]
+            except (ValueError, KeyError, TypeError, AttributeError):
+                say(f"a record of {folder}/records.jsonl is damaged; its run is made anew")
+                continue
             weights = read_from_dvc(files, f"{folder}/{key}.safetensors") if record["run"]["seed"] == 0 else None
             if program and not load(program, key, weights=weights is not None):
                 if weights is not None:
