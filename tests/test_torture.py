@@ -1,4 +1,4 @@
-"""A smoke study killed at random instants of every stage ends in the bytes of one that nobody disturbed. Half an hour: `make torture`.
+"""A smoke study killed at random instants of every stage ends in the bytes of one that nobody disturbed. About an hour: `make torture`.
 
 KD_TORTURE=5 kills so many times instead of 50; KD_TORTURE_SEED=1 at other instants.
 """
