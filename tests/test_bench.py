@@ -109,6 +109,7 @@ def test_what_was_measured_stands_in_the_report(checkout, tmp_path, small_produc
     assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_table_is_timed_side_by_side_and_beside_the_peer(checkout):
     variants = {"one after another": (step.RECIPE, False), "side by side": (step.RECIPE, True)}
     rows = table.time_table(2, 2, step.random_data, variants, checkout, (PAIR,), workers=1)

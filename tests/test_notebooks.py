@@ -211,7 +211,7 @@ def test_parameters_of_the_command_line(tmp_path):
         with pytest.raises(ConfigError, match=message):
             parameters.parameters_from(files, assignments)
     file.write_text("a: 1\na: 2\n")
-    with pytest.raises(ConfigError, match="params.yaml: not YAML: .*duplicate"):
+    with pytest.raises(ConfigError, match="params.yaml: not YAML, line 2: .*duplicate"):
         parameters.parameters_from([str(file)], [])
 
 
