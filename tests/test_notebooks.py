@@ -411,6 +411,26 @@ def test_a_failing_cell_is_named_and_kept(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_without_a_home_matplotlib_keeps_its_settings_where_they_are_cleared_away(monkeypatch):
+    monkeypatch.delenv("MPLCONFIGDIR", raising=False)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with notebooks._kernel({}) as folder:
+        assert os.environ["MPLCONFIGDIR"] == f"{folder}/matplotlib"
+    assert "MPLCONFIGDIR" not in os.environ
+
+
+def test_a_cell_that_cannot_say_why_it_failed_points_to_the_memory(tmp_path, monkeypatch):
+    from papermill.exceptions import PapermillExecutionError
+
+    def execute(*_, **__):
+        raise PapermillExecutionError(1, 1, "import os", "CellExecutionError", "", [])
+
+    monkeypatch.setattr("papermill.execute_notebook", execute)
+    source = write(tmp_path / "a.ipynb", ("n: int = 1", "parameters"), "import os")
+    with pytest.raises(ConfigError, match=r"could not say why, as when memory is short; allow more .*code cell 1: `import os`"):
+        notebooks.run(source, tmp_path / "out.ipynb", {})
+
+
 def test_a_problem_or_a_dead_kernel_is_told_as_such(tmp_path):
     notebook = write(tmp_path / "a.ipynb", ("fatal: bool = False", "parameters"),
                      "import os\nfrom kd.errors import ConfigError\nif fatal:\n    os._exit(3)\n"

@@ -210,6 +210,8 @@ def run(notebook, out, parameters, environment=None, progress=None, title=None, 
         except PapermillExecutionError as error:
             number, text = error.exec_count, error.source
             reason = error.evalue if error.ename == "ConfigError" else f"{error.ename}: {error.evalue}"
+            if not error.evalue.strip() and error.ename == "CellExecutionError":  # IPython itself failed while it was telling
+                reason = "a cell failed and could not say why, as when memory is short; allow more (`ulimit -v`) and see its output"
         except RuntimeError as error:  # of nbclient: the kernel died, or did not start
             cells = read(executed).cells if executed.exists() else []
             cells = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
@@ -230,6 +232,8 @@ def _kernel(environment):
     Yields a temporary folder; the kernel's environment is ours, the given one and what is here, the later first.
     """
     with temporary_folder() as folder:
+        # matplotlib says so, in the page, where it can keep nothing in the user's folder; in this process it would clear away too late
+        own = {} if os.access(Path.home(), os.W_OK) else {"MPLCONFIGDIR": f"{folder}/matplotlib"}
         variables = {
             **without_python_variables(os.environ),
             **same_environment(),
@@ -238,8 +242,7 @@ def _kernel(environment):
             "MATPLOTLIBRC": os.devnull,
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             "TMPDIR": str(folder),
-            # matplotlib says so, in the page, where it can keep nothing in the user's folder
-            **({} if os.access(Path.home(), os.W_OK) else {"MPLCONFIGDIR": f"{folder}/matplotlib"}),
+            **own,
             **environment,
             "KD_PROGRESS": f"{folder}/progress",
         }
@@ -252,7 +255,7 @@ def _kernel(environment):
         }
         write_atomically(f"{folder}/kernels/python3/kernel.json", json.dumps(kernel))
         # where Jupyter finds that kernel, and keeps the file by which the two talk
-        with _variables(JUPYTER_PATH=str(folder), JUPYTER_RUNTIME_DIR=f"{folder}/runtime"):
+        with _variables(JUPYTER_PATH=str(folder), JUPYTER_RUNTIME_DIR=f"{folder}/runtime", **own):
             before, tempfile.tempdir = tempfile.tempdir, str(folder)
             try:
                 yield folder
