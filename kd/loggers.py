@@ -8,7 +8,8 @@
 
 run: what determines the run: in a study its whole description with its key (kd/study/runs.py), of a teacher its kind ("route" or
 "supernet"), network, key and what else determines it, in a call of `logged` what is given there. entry: a dict, the
-epoch's entry in the curve: lesson, phase, epoch, loss by term and, where the student learns, accuracies in percent; and "step", the number of the epoch in the run, from 1, with those that prepare.
+epoch's entry in the curve: lesson, phase, epoch, loss by term and, where the student learns, accuracies in percent; and "step", the
+number of the epoch in the run, from 1, with those that prepare.
 examples/loggers.py has TensorBoard, W&B, MLflow and DVCLive.
 """
 

@@ -57,7 +57,13 @@ def test_workers_go_round_all_gpus(monkeypatch, gpus, asked, expected):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch, "zeros", lambda *_, device: SimpleNamespace(device=torch.device(device)))
     assert devices(settings()) == expected
-    monkeypatch.setenv("KD_DEVICE", "")
+
+
+@pytest.mark.parametrize("gpus", [1, 4])
+def test_a_share_too_small_for_any_gpu_is_named(monkeypatch, gpus):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: SimpleNamespace(device=torch.device(device)))
     monkeypatch.setenv("KD_GPU_SHARE", "1e-9")
     with pytest.raises(ConfigError, match="KD_GPU_SHARE=1e-09: that makes .* processes here, at most 256; give a larger share"):
         settings()

@@ -227,6 +227,12 @@ def _bar(total, initial, label):
     return tqdm(total=total, initial=initial, desc=label, unit="B", unit_scale=True, disable=None)
 
 
+def check_readable(source):
+    """ConfigError for what is neither a folder nor a file: to open a pipe would wait for ever."""
+    if not Path(source).is_dir() and not Path(source).is_file():
+        raise ConfigError(f"{source} is a pipe, a device or the like, not an archive: correct `source`")
+
+
 def source_of(name, source, cache, md5=None):
     """(path to read, md5 of its bytes; of a folder's names, sizes and times). ConfigError if missing or not right.
 
@@ -239,8 +245,7 @@ def source_of(name, source, cache, md5=None):
     if not path.exists():
         remedy = f"run `python -m kd fetch {name}`" if wanted else "correct `source`"
         raise ConfigError(f"{path} is missing: {remedy}")
-    if not path.is_dir() and not path.is_file():
-        raise ConfigError(f"{path} is a pipe, a device or the like, not an archive: correct `source`")
+    check_readable(path)
     if path.is_dir():
         if md5:
             raise ConfigError(f"{path} is a folder, and this profile was made for one archive (md5 {md5}): give that archive, or set data.md5 to null")

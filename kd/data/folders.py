@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from kd.data.fetch import IMAGES, look, path_inside, walk
+from kd.data.fetch import IMAGES, check_readable, look, path_inside, walk
 from kd.data.jpeg import Files, Jpegs
 from kd.errors import ConfigError
 
@@ -84,8 +84,7 @@ def index_jpegs(source, validation=0, size=224):
     """
     if source is None or not Path(source).exists():
         raise ConfigError(f"jpegfolder needs a source, a folder or .tar of train/CLASS/* and test/CLASS/*: {source} is not there")
-    if not Path(source).is_dir() and not Path(source).is_file():
-        raise ConfigError(f"{source} is a pipe, a device or the like, not an archive: correct `source`")
+    check_readable(source)
     source = Path(source).absolute()
     found, places = Folders(source, ("train", "val", "test")), {}
     for path, begin, count in tqdm(_entries(source), desc=source.name, unit=" files", disable=None):

@@ -22,7 +22,7 @@ from kd.report.tables import read_results
 from kd.statistics import paired
 from kd.study.paths import FILES, ROOT, reports_path
 from kd.study.profiles import unedited
-from kd.study.records import parsed
+from kd.study.records import read_json
 from kd.study.tables import load_table
 from kd.study.yaml_files import read_yaml
 
@@ -167,8 +167,7 @@ def facts_path(profile):
 
 def read_facts(profile):
     """{stage: {name: value}}; {} of a study from before there were any."""
-    path = facts_path(profile)
-    return parsed(path.read_bytes(), path) if path.exists() else {}
+    return read_json(facts_path(profile), {})
 
 
 def load_findings(name):

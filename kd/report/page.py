@@ -14,7 +14,7 @@ from kd.report.tables import load_records, names, read_results, render
 from kd.study import profiles
 from kd.study.parameters import study_parameters
 from kd.study.paths import STAGES, reports_path, runs_path, scratch_unless_pipeline, teacher_path
-from kd.study.records import COLUMNS, parsed
+from kd.study.records import COLUMNS, read_json
 from kd.study.runs import open_teacher
 from kd.study.tables import load_table
 
@@ -86,7 +86,7 @@ def write_reports(folder=None):
 def facts_of(profile):
     """{stage: {name: value}}: what the profile's notebooks saw."""
     paths = {stage: runs_path(profile, stage) / "facts.json" for stage in STAGES}
-    return {stage: parsed(path.read_bytes(), path) for stage, path in paths.items() if path.exists()}
+    return {stage: read_json(path, {}) for stage, path in paths.items() if path.exists()}
 
 
 def section(name, runs, folder):

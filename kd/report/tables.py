@@ -9,7 +9,7 @@ from kd.report.markdown import markdown, plus_minus
 from kd.report.summary import controls, summary
 from kd.study.parameters import study_parameters
 from kd.study.paths import STAGES, runs_path
-from kd.study.records import frame, parsed, read_records
+from kd.study.records import frame, read_json, read_records
 from kd.study.tables import asked_rows, load_table, table_names
 
 MAIN = ("main", "common", "headline")  # how the names of main tables end
@@ -79,8 +79,7 @@ def load_records(profile):
     records, rows = {}, {}
     for folder in (runs_path(profile, stage) for stage in STAGES):
         records |= {record["key"]: record for record in read_records(folder)}
-        path = folder / "rows.json"
-        for row in parsed(path.read_bytes(), path) if path.exists() else []:
+        for row in read_json(folder / "rows.json", []):
             rows[row["table"], row["row"], row["pair"], row["seed"]] = row
     if not rows:
         raise ConfigError(f"runs/{profile} holds no records; run `make repro` (or `dvc repro`) first")

@@ -9,7 +9,7 @@ import torch
 from kd.data.stream import open_stream
 from kd.errors import ConfigError, nearest
 from kd.methods import Teachers, make
-from kd.models import Supernet, build
+from kd.models import Supernet, build, probe
 from kd.study.parameters import MOST_EPOCHS
 from kd.study.paths import ROOT, STAGES
 from kd.study.records import method_name
@@ -109,14 +109,13 @@ def check_networks(teacher, student, shape, classes, knowledge):
 
 @cache
 def outputs(network, shape, classes):
-    """(network, its Output for two images), shapes alone. ConfigError for a network that the images are too small for."""
-    with torch.device("meta"), torch.no_grad():
-        module = build(network, classes, shape[0]).eval()
-        try:
-            return module, module(torch.zeros(2, *shape))
-        except RuntimeError as error:
-            size = "x".join(map(str, shape))
-            raise ConfigError(f"{network} takes no images of {size} ({str(error).splitlines()[0]:.120}); give another network, or a larger data.size") from None
+    """(network, its Output for one image), shapes alone. ConfigError for a network that the images are too small for."""
+    with torch.device("meta"):
+        module = build(network, classes, shape[0])
+    try:
+        return module.eval(), probe(module, shape)
+    except ConfigError as problem:
+        raise ConfigError(f"{problem}; give another network, or a larger data.size") from None
 
 
 @cache

@@ -39,6 +39,11 @@ def read_records(folder):
     return [parsed(line, path) for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
+def read_json(path, absent):
+    """The value of a JSON file, or `absent` where there is none. ConfigError for a damaged one."""
+    return parsed(path.read_bytes(), path) if path.exists() else absent
+
+
 def parsed(text, path):
     """The value of a JSON text (str or bytes), all or a line of the file `path`; ConfigError, naming the file, for what is none."""
     try:

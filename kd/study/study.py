@@ -19,7 +19,7 @@ from kd.study.executor import run_parallel
 from kd.study.on_ranks import on_ranks
 from kd.study.parameters import study_parameters
 from kd.study.paths import ROOT, images_path, runs_path, scratch_unless_pipeline, teacher_path
-from kd.study.records import frame, method_name, parsed
+from kd.study.records import frame, method_name, read_json
 from kd.study.runs import key_of, open_data, open_teacher
 from kd.study.settings import use_device
 from kd.study.tables import asked_rows, load_table, table_names
@@ -40,7 +40,8 @@ def teach(kind, network, recipe, train, start=None, **values):
     determines = {kind: network, "data": data.md5, "recipe": recipe.as_dict(), **values}
     if start:
         determines["start"], values["start"] = checkpoints.file_md5(start), start
-    key = f"{kind}-{key_of(determines)}"
+    digest = key_of(determines)
+    key = f"{kind}-{digest}"
     target = scratch_unless_pipeline(teacher_path(profile, kind, network))
     stem, about = store.place(program, key), {"profile": profile, "network": network, "key": key, "program": program}
     kept, resume = Path(f"{stem}.safetensors"), Path(f"{stem}.running")
@@ -52,7 +53,7 @@ def teach(kind, network, recipe, train, start=None, **values):
             known = kept.exists()  # meanwhile another process has trained it
             if not known:
                 store.whole(resume)  # else the training begins anew
-                run = {**determines, "kind": kind, "network": network, "key": key_of(determines)}
+                run = {**determines, "kind": kind, "network": network, "key": digest}
                 options = {"path": kept, "resume": resume, **values}
                 on_ranks(train_teacher, train, run, network, str(images_path(profile)), recipe, options)
                 checkpoints.write_atomically(f"{stem}.json", json.dumps(about))
@@ -295,7 +296,7 @@ class Study:
         Numbers are kept with six digits. What a stage's notebook and its appendices saw stands in one file.
         """
         path = self.folder / "facts.json"
-        known = parsed(path.read_bytes(), path) if path.exists() else {}
+        known = read_json(path, {})
         checkpoints.write_atomically(path, json.dumps({**known, **rounded(facts)}, indent=1, sort_keys=True) + "\n")
 
     def row_of(self, table, row, seed=0, pair=None):
