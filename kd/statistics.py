@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy  # which imports scipy.stats, a second, once it is asked for
 
 
 def interval(values, confidence=0.95):
@@ -10,7 +10,7 @@ def interval(values, confidence=0.95):
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return float(values.mean()), float("nan")
-    width = stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * stats.sem(values)
+    width = scipy.stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * scipy.stats.sem(values)
     return float(values.mean()), float(width)
 
 
@@ -45,7 +45,7 @@ def paired(values, baseline):
             if abs(mean) < 1e-9
             else (mean, float("nan"), len(difference), float("nan"))
         )
-    return mean, width, len(difference), float(stats.ttest_1samp(difference, 0.0).pvalue)
+    return mean, width, len(difference), float(scipy.stats.ttest_1samp(difference, 0.0).pvalue)
 
 
 def contrast_of_pairs(wide, weights):
@@ -56,7 +56,7 @@ def contrast_of_pairs(wide, weights):
     that says nothing of how much they would vary.
     """
     values = sum(weight * wide[name] for name, weight in weights.items()).dropna()
-    error = float(stats.sem(values)) if len(values) > 1 else float("nan")
+    error = float(scipy.stats.sem(values)) if len(values) > 1 else float("nan")
     return float(values.mean()), error if error > 1e-9 else float("nan"), len(values) - 1, len(values)
 
 
@@ -80,7 +80,7 @@ class Blocks:
         # each seed's common part as the median of the rows: a mean would lend a wild row's spread to all the others
         common = wide.sub(wide.sub(wide.median()).median(axis=1), axis=0)
         groups = [group for _, column in common.items() if len(group := column.dropna()) > 1]
-        self.alike = bool(self.freedom and len(groups) > 1 and stats.levene(*groups, center="median").pvalue > 0.05)
+        self.alike = bool(self.freedom and len(groups) > 1 and scipy.stats.levene(*groups, center="median").pvalue > 0.05)
 
     def contrast(self, weights):
         """(estimate, standard error, degrees of freedom) of {row: coefficient}, summing to 0."""
@@ -93,24 +93,24 @@ class Blocks:
 
 def half_width(error, freedom, confidence=0.95):
     """Half of a t-interval of an estimate with that standard error; nan where there is none."""
-    return float(stats.t.ppf(0.5 + confidence / 2, freedom) * error) if freedom > 0 else float("nan")
+    return float(scipy.stats.t.ppf(0.5 + confidence / 2, freedom) * error) if freedom > 0 else float("nan")
 
 
 def two_sided_p(estimate, error, freedom):
     """Of the estimate being 0; nan without a standard error."""
-    return float(2 * stats.t.sf(abs(estimate) / error, freedom)) if freedom > 0 and np.isfinite(error) else float("nan")
+    return float(2 * scipy.stats.t.sf(abs(estimate) / error, freedom)) if freedom > 0 and np.isfinite(error) else float("nan")
 
 
 def equivalence_p(estimate, error, freedom, margin):
     """Of the truth lying outside (-margin, margin): the larger p of two one-sided tests. Small: nothing that matters is there."""
     if freedom <= 0 or not np.isfinite(error):
         return float("nan")
-    return float(max(stats.t.sf((estimate + margin) / error, freedom), stats.t.sf((margin - estimate) / error, freedom)))
+    return float(max(scipy.stats.t.sf((estimate + margin) / error, freedom), scipy.stats.t.sf((margin - estimate) / error, freedom)))
 
 
 def at_least_p(estimate, error, freedom, margin):
     """Of the truth lying at or below -margin, a one-sided test. Small: it is no worse by as much as the margin."""
-    return float(stats.t.sf((estimate + margin) / error, freedom)) if freedom > 0 and np.isfinite(error) else float("nan")
+    return float(scipy.stats.t.sf((estimate + margin) / error, freedom)) if freedom > 0 and np.isfinite(error) else float("nan")
 
 
 def seeds_needed(estimate, deviation, margin, tests, at_least=False, most=1000):
@@ -123,8 +123,8 @@ def seeds_needed(estimate, deviation, margin, tests, at_least=False, most=1000):
     level = 0.05 / tests
     for count in range(2, most + 1):
         error = deviation / np.sqrt(count)
-        shown = stats.t.ppf(1 - level / 2, count - 1) * error < abs(estimate)
-        equal = stats.t.ppf(1 - level, count - 1) * error < room
+        shown = scipy.stats.t.ppf(1 - level / 2, count - 1) * error < abs(estimate)
+        equal = scipy.stats.t.ppf(1 - level, count - 1) * error < room
         if shown or equal:
             return count
     return None

@@ -2,9 +2,11 @@
 
 import pytest
 import tiny
+import torch
 from made_up import write_params
 
 from kd.errors import ConfigError
+from kd.models import build
 from kd.pipeline import notebook
 from kd.pipeline.parameters import checked
 from kd.study import paths, plan
@@ -47,6 +49,8 @@ WRONG = {
     "an unknown student": ({"pairs": {"default": ["cnn6x16", "cnn3y4"]}}, "cnn3y4"),
     "combined.only": ({"combined": {"only": ["rco * (kd + krr)"]}}, "combined.only: no method 'rco * (kd + krr)' (did you mean 'rco * (kd + kr)'?)"),
     "recipes of a paper": ({"recipes": {"kd": {"epochs": 0}}}, "recipe.epochs: 0 must be greater than 0"),
+    "a teacher twice": ({"teachers": ["cnn6x16", "cnn6x16"]}, "teachers: cnn6x16 stands there twice"),
+    "a search twice": ({"searches": ["kd", "kr", "kd"]}, "searches: kd stands there twice"),
     "data.watch": ({"data": {"watch": "requirements.txtt"}}, "data.watch: 'requirements.txtt' is not there"),
     "data.source": ({"data": {"name": "imagefolder", "source": "/nowhere/images"}}, "data.source: '/nowhere/images' is not there"),
 }  # fmt: skip
@@ -66,6 +70,18 @@ def test_more_images_than_a_class_has_are_named_once_the_data_are_there(root):
     check_runs(plan.Planned())
     with pytest.raises(ConfigError, match="row 'student alone': 50 training images of each class are asked for .*, and a class has 49; ask for fewer"):
         check_runs(plan.Planned(), 49)
+
+
+def test_weights_that_are_no_numbers_teach_nobody(root):
+    file, weights = root / "cnn6x16.pth", build("cnn6x16", 10, 1).state_dict()
+    torch.save(weights, file)
+    check(root, teacher={"weights": {"cnn6x16": str(file)}, "every": 1}, run=only(kd={"kd_main": "all"}))
+    weights["head.weight"][0, 0] = torch.nan
+    torch.save(weights, file)
+    with pytest.raises(ConfigError, match=r"teacher.weights: .*cnn6x16.pth: head.weight is not all numbers"):
+        check(root, teacher={"weights": {"cnn6x16": str(file)}}, run=only(kd={"kd_main": "all"}))
+    with pytest.raises(ConfigError, match=r"teacher.weights: .*gone.pth is not there"):
+        check(root, teacher={"weights": {"cnn6x16": str(root / "gone.pth")}})
 
 
 @pytest.mark.parametrize("name", [name for name in names() if name != "imagefolder"])

@@ -92,4 +92,8 @@ def test_a_file_that_is_none(tmp_path, monkeypatch):
     (tmp_path / "findings" / "digits.yaml").write_text("- kd\n")
     with pytest.raises(ConfigError, match="findings/digits.yaml: .* must be a mapping"):
         load_findings("digits")
+    finding = "{name: x, says: y, holds: 'True'}"
+    (tmp_path / "findings" / "digits.yaml").write_text(f"kd: [{finding}]\nkr: [{finding}, {finding}]\n")
+    with pytest.raises(ConfigError, match="findings/digits.yaml: kr: two findings are called 'x'"):
+        load_findings("digits")
     assert load_findings("cifar10") == {}

@@ -123,12 +123,14 @@ def test_a_control_trains_as_long_and_runs_where_its_row_does(study):
         ("- {row: KD, kr: {weight: 1.0}}", "row 'KD': kr: changes a method that the row does not have; it has fixed, kd"),
         ("- {row: KD}\nparameters: {kdd: {alpha: 1.0}}", r"parameters: unknown key 'kdd' \(did you mean 'kd'\?\)"),
         ("  []", "has no rows"),
+        ("- {row: KD, knowledge: [kd, kr, kd]}", r"row 'KD': knowledge: \[kd, kr, kd\] has a name twice"),
+        ("- {row: KD}\nreported_for: x\nseeds: some", "seeds: .*'main' or 'grid'"),
         ("- {row: KD}\npaper: Q", "not YAML, line 5: found duplicate key \"paper\""),
     ],
 )
 def test_mistakes_in_a_tables_file_are_named(tmp_path, monkeypatch, rows, message):
     (tmp_path / "tables" / "kd").mkdir(parents=True)
-    (tmp_path / "tables" / "kd" / "t.yaml").write_text(f"title: T\npaper: P\nrows:\n{rows}\n")
+    (tmp_path / "tables" / "kd" / "t.yaml").write_text(f"title: T\npaper: KD\nrows:\n{rows}\n")
     monkeypatch.setattr(tables, "FILES", tmp_path)
     with pytest.raises(ConfigError, match=message):
         load_table("t")
@@ -136,7 +138,7 @@ def test_mistakes_in_a_tables_file_are_named(tmp_path, monkeypatch, rows, messag
 
 def test_a_control_may_stand_below_its_row_and_in_the_grid(tmp_path, monkeypatch):
     (tmp_path / "tables" / "kd").mkdir(parents=True)
-    text = "title: T\npaper: P\nrows: [{row: KR, control: [later, rco * kd]}, {row: later, control: KR}]\ngrid: {curricula: [rco], knowledge: [[kd]]}\n"
+    text = "title: T\npaper: KD\nrows: [{row: KR, control: [later, rco * kd]}, {row: later, control: KR}]\ngrid: {curricula: [rco], knowledge: [[kd]]}\n"
     (tmp_path / "tables" / "kd" / "t.yaml").write_text(text)
     monkeypatch.setattr(tables, "FILES", tmp_path)
     assert [row["row"] for row in load_table("t")["rows"]] == ["KR", "later", "rco * kd"]

@@ -56,8 +56,10 @@ def run_stage(name, item=None):
         study = Planned()
         check_runs(study, smallest_class(study.data_path))  # what a later stage would stumble over, before this one has trained for hours
     with alone(ROOT / ".dvc" / "tmp" / f"stage-{title}.lock", f"stage {title}"):
-        for folder in ("build", "models", "reports", "runs", "store"):
-            sweep_files(ROOT / folder)
+        for folder in (ROOT / name for name in ("build", "models", "reports", "runs", "store")):
+            if folder.exists() and not folder.is_dir():
+                raise ConfigError(f"{folder} is a file, where a folder of that name is needed; move it away")
+            sweep_files(folder)
         if name in STAGES:
             make_runs(name)
         elif item is None:

@@ -175,7 +175,12 @@ def load_findings(name):
     path = FILES / "findings" / f"{name}.yaml"
     if not path.exists():
         return {}
-    return validated(dict[str, several(Finding)], read_yaml(path, f"findings/{path.name}") or {}, f"findings/{path.name}")
+    found = validated(dict[str, several(Finding)], read_yaml(path, f"findings/{path.name}") or {}, f"findings/{path.name}")
+    for place, of_place in found.items():
+        names = [one.name for one in of_place]
+        if twice := [one for one in names if names.count(one) > 1]:
+            raise ConfigError(f"findings/{path.name}: {place}: two findings are called {twice[0]!r}; give each a name of its own")
+    return found
 
 
 def sentences(profile, place, runs, facts=None, strict=True):

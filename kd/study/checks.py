@@ -1,7 +1,6 @@
 """What can be known before anything is trained: whether every run that the parameters ask for can begin."""
 
 import json
-from contextlib import suppress
 from functools import cache
 
 import torch
@@ -14,7 +13,9 @@ from kd.study.parameters import MOST_EPOCHS
 from kd.study.paths import ROOT, STAGES
 from kd.study.records import method_name
 from kd.study.search import wanted_by
+from kd.study.study import found_in_root
 from kd.study.tables import asked_rows, load_table, table_names
+from kd.teachers import weights_of
 
 
 class Planned(list):
@@ -33,6 +34,8 @@ def check_runs(study, images=None):
     """
     params = study.params
     check_data(params["data"])
+    for file in (params["teacher"].get("weights") or {}).values():
+        check_weights(found_in_root(file))
     for network in params["supernets"]:
         Supernet(build(network, 2), params["supernet"]["widths"])
     found, only = set(), params["combined"]["only"]
@@ -73,6 +76,13 @@ def check_data(values):
             raise ConfigError(f"data.{key}: {value!r} is not there; write params.yaml anew with `python -m kd use PROFILE`, or correct it")
 
 
+def check_weights(path):
+    """Raise ConfigError unless a file of `teacher.weights` holds a state_dict, all of numbers."""
+    for key, value in weights_of(path).items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ConfigError(f"teacher.weights: {path}: {key} is not all numbers (NaN or infinite); give weights of a training that did not diverge")
+
+
 def check_run(run, paths, params):
     """Raise ConfigError if a run (kd.study.runs) has no teacher that is trained, or its curriculum has no first lesson."""
     for kind, where in (("route", "teachers"), ("supernet", "supernets")):
@@ -98,22 +108,22 @@ def smallest_class(path):
 def check_networks(teacher, student, shape, classes, knowledge):
     """Raise ConfigError if a method does not fit its networks: a stage that one of them does not have, numbers of stages that differ.
 
-    teacher: "" for none. shape: (C, H, W). knowledge: [names, parameters] as JSON. Nothing is computed: tensors on "meta" have shapes alone.
+    teacher: "" for none. shape: (C, H, W). knowledge: [names, parameters] as JSON. Looks at one blank image; random numbers stay as they were.
     """
     names, parameters = json.loads(knowledge)
     part = make(names, "fixed", {name: parameters[name] for name in names}).knowledge
     mine, its_teacher = outputs(student, shape, classes), outputs(teacher, shape, classes) if teacher else (None, None)
-    with torch.device("meta"), torch.no_grad(), suppress(RuntimeError):  # of a method that looks at values, which are not there
+    with torch.random.fork_rng(devices=()), torch.no_grad():
         part.build(mine[0], its_teacher[0], mine[1], its_teacher[1])
 
 
 @cache
 def outputs(network, shape, classes):
-    """(network, its Output for one image), shapes alone. ConfigError for a network that the images are too small for."""
-    with torch.device("meta"):
-        module = build(network, classes, shape[0])
+    """(network, its Output for one blank image). ConfigError for a network that the images are too small for."""
     try:
-        return module.eval(), probe(module, shape)
+        with torch.random.fork_rng(devices=()), torch.no_grad():  # on "meta", weights are initialised by an import of torch._dynamo, a second
+            module = build(network, classes, shape[0]).eval()
+            return module, probe(module, shape)
     except ConfigError as problem:
         raise ConfigError(f"{problem}; give another network, or a larger data.size") from None
 

@@ -1,9 +1,11 @@
 """Groups of runs in worker processes or on a cluster, each finished run into the store, with a line that says how long the rest will take."""
 
 import heapq
+import math
 import os
 import signal
 import threading
+import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +25,8 @@ from kd.study.on_ranks import on_ranks
 from kd.study.records import method_name
 from kd.study.runs import key_of
 from kd.study.settings import devices, settings
+
+PAUSE = 0.5  # seconds between two lines of progress: small runs end hundreds of epochs a second, and an estimate looks at every run
 
 
 def run_parallel(wanted, title, known=()):
@@ -46,6 +50,7 @@ def run_parallel(wanted, title, known=()):
         free.put(device)
 
     def watch():
+        shown = -math.inf
         while (message := messages.get()) is not None:
             if isinstance(message, str):
                 say(f"{title}: {message}")
@@ -53,7 +58,9 @@ def run_parallel(wanted, title, known=()):
                 estimate.workers = message
             else:
                 estimate.heard(*message)
-                report(f"{title}: {estimate}")
+                if time.monotonic() - shown >= PAUSE:
+                    report(f"{title}: {estimate}")
+                    shown = time.monotonic()
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -128,6 +135,7 @@ class Estimate:
 
     def __init__(self, runs, workers, known=()):
         self.runs, self.workers, self.text = {key_of(run): run for run in runs}, workers, ""
+        self.kinds = {key: kind_of(run) for key, run in self.runs.items()}
         self.under_way, self.ended = {}, set()  # {key: (epochs, seconds)}; keys
         self.seconds, self.seen, self.spent = defaultdict(list), [], 0.0  # by kind; [(epochs, of the recipe, seconds)] of those that ended
         for run, epochs, seconds in known:
@@ -147,18 +155,18 @@ class Estimate:
             self.spent += seconds
             self.learn(self.runs[key], epochs, seconds)
 
-    def expected(self, run):
-        """Seconds that a run is expected to take in all."""
-        if mine := self.seconds.get(kind_of(run)):
+    def expected(self, key):
+        """Seconds that the run with this key is expected to take in all."""
+        if mine := self.seconds.get(self.kinds[key]):
             return sum(mine) / len(mine)
         longer = sum(epochs for epochs, *_ in self.seen) / sum(planned for _, planned, _ in self.seen) if self.seen else 1.0
-        alike = [seen for key, seen in self.under_way.items() if kind_of(self.runs[key]) == kind_of(run)]
+        alike = [seen for other, seen in self.under_way.items() if self.kinds[other] == self.kinds[key]]
         pace = alike or [*self.under_way.values(), *((epochs, seconds) for epochs, _, seconds in self.seen)]
-        return longer * run["recipe"]["epochs"] * sum(seconds for _, seconds in pace) / max(sum(epochs for epochs, _ in pace), 1)
+        return longer * self.runs[key]["recipe"]["epochs"] * sum(seconds for _, seconds in pace) / max(sum(epochs for epochs, _ in pace), 1)
 
     def rest(self):
         """Seconds that each run that has not ended still needs, those under way first, then the others in their order."""
-        needed = {key: self.expected(run) for key, run in self.runs.items() if key not in self.ended}
+        needed = {key: self.expected(key) for key in self.runs if key not in self.ended}
         begun = [max(needed.pop(key) - seconds, 0.0) for key, (_, seconds) in self.under_way.items()]
         return begun + list(needed.values())
 

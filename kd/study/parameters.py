@@ -118,6 +118,9 @@ def check_study(values, name):
             asked_rows(load_table(table), values)
     searches = sorted(path.stem for path in (FILES / "searches").glob("*.yaml"))
     known(values["searches"], searches, "searches")
+    for key in ("searches", "teachers", "supernets"):
+        if twice := sorted(name for name in set(values[key]) if values[key].count(name) > 1):
+            raise ConfigError(f"{name}: {key}: {twice[0]} stands there twice; delete one")
     known(values["pairs"], ["default", *STAGES, *table_names(), *searches], "pairs")
     if "default" not in values["pairs"]:
         raise ConfigError(f"{name} lacks pairs.default, e.g. default: [cnn6x16, cnn3x4]")

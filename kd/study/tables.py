@@ -53,7 +53,7 @@ class Table(Section):
 
     title: str
     caption: str = ""
-    paper: str
+    paper: Literal["KD", "KR", "SRM", "RCO", "IEKD", "PWKD", "combined"]  # whose pairs and recipes it takes
     baseline: str = "KD"
     reported_for: str = ""
     seeds: Literal["main", "grid"] = "main"
@@ -95,7 +95,10 @@ def load_table(name: str) -> dict[str, Any]:
     if (baseline := table.get("baseline", names[0])) not in names:
         raise ConfigError(f"{place}: no row {baseline!r} to be its baseline{nearest(baseline, names)}; there are {', '.join(names)}")
     for row in table["rows"]:
-        methods = {*row.get("knowledge", ["kd"]), row.get("curriculum", "fixed")}
+        knowledge = row.get("knowledge", ["kd"])
+        if len(set(knowledge)) < len(knowledge):
+            raise ConfigError(f"{place}, row {row['row']!r}: knowledge: [{', '.join(knowledge)}] has a name twice; a sum takes each once")
+        methods = {*knowledge, row.get("curriculum", "fixed")}
         for method in (name for name in (*KNOWLEDGE, *CURRICULA) if name in row and name not in methods):
             raise ConfigError(f"{place}, row {row['row']!r}: {method}: changes a method that the row does not have; it has {', '.join(sorted(methods))}")
         if names.count(row["row"]) > 1:
