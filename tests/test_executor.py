@@ -35,8 +35,8 @@ def played(runs, cost, workers, share, known=()):
         epochs = round(1.5 * item["recipe"]["epochs"])  # preparing phases come on top
         if begin < now:
             done = min(int(epochs * (now - begin) / (end - begin)), epochs)
-            if done:
-                estimate.heard(key_of(item), done, min(now, end) - begin, end <= now, "")
+            for heard in sorted({1, done}) if done else ():
+                estimate.heard(key_of(item), heard, (min(now, end) - begin) * heard / done, heard == done and end <= now, "")
     return estimate.left(), max(free) - now
 
 
@@ -65,6 +65,15 @@ def test_it_never_says_that_all_is_done_while_runs_are_left():
         estimate.heard(key_of(runs[seed]), 30, 6.0, True, "done")
     estimate.heard(key_of(runs[3]), 15, 3.0, False, "lesson 10/20")
     assert str(estimate) == "3/4 runs, 88 %, 3 s left (lesson 10/20)"
+
+
+def test_a_first_epoch_that_pays_for_the_start_is_no_pace():
+    runs = [run("kd", seed) for seed in range(4)]
+    estimate = Estimate(runs, 2)
+    estimate.heard(key_of(runs[0]), 1, 60.0, False, "lesson 1/20")
+    assert str(estimate) == "0/4 runs (lesson 1/20)"
+    estimate.heard(key_of(runs[0]), 3, 61.0, False, "lesson 3/20")
+    assert estimate.left() == pytest.approx(20 * 0.5 * 2)  # two workers, two runs each, half a second an epoch; the first run is beyond that
 
 
 def test_groups_see_the_same_batches_and_keep_all_workers_busy():

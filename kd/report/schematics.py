@@ -24,6 +24,8 @@ from torch import nn
 from kd.models import Supernet, Tapped, build, feature_shapes
 from kd.report.figures import PASSED_ON, STUDENT, TEACHER
 
+__all__ = ["combined", "iekd", "kd", "kr", "pwkd", "rco", "srm", "teacher"]
+
 # beside those of kd.report.figures; colour-blind safe (Okabe and Ito)
 AWAY, LABEL = "#CC79A7", "#333333"  # what the student moves away from, the truth
 INK, FAINT = "#333333", "#9A9A9A"  # words and what only leads the eye
@@ -176,22 +178,21 @@ def count(parameters):
     return f"{parameters / 1e6:.1f} M" if parameters >= 999_500 else f"{parameters / 1e3:.0f} k"
 
 
-def blank(name, classes):
-    """The network without weights: it takes no memory and draws no random numbers."""
-    with torch.device("meta"):
+def fresh(name, classes):
+    """The network; random numbers stay as they were."""
+    with torch.random.fork_rng(devices=()):
         return build(name, classes)
 
 
 @cache
 def shape_of(name, classes):
-    network = blank(name, classes)
+    network = fresh(name, classes)
     tapped = isinstance(network, Tapped)  # torchvision's: the tapped layers are the stages
     blocks = tuple(
         sum(any(isinstance(module, nn.Conv2d) for module in block.modules()) for block in stage.children())
         for stage in ([network.module.get_submodule(tap.layer) for tap in network.taps] if tapped else network.stages)
     )
-    with torch.device("meta"):
-        channels = tuple(shape[0] for shape in feature_shapes(network, (3, 32, 32)))
+    channels = tuple(shape[0] for shape in feature_shapes(network, (3, 32, 32)))
     return Shape(name, blocks, channels, sum(parameter.numel() for parameter in network.parameters()))
 
 
@@ -487,8 +488,7 @@ def pwkd(teacher, student, classes=10):
     """Sub-networks of the teacher, narrow to wide, teach one after another."""
     axes = canvas(3.2)
     shapes = theirs, mine = shape_of(teacher, classes), shape_of(student, classes)
-    with torch.device("meta"):
-        supernet = Supernet(blank(teacher, classes))
+    supernet = Supernet(fresh(teacher, classes))
     named(axes, (0.2, 2.3), theirs.name, TEACHER, 1.15, "left")
     named(axes, (0.2, 1.02), mine.name, STUDENT, 1.15, "left")
     write(axes, (0.2, 2.93), "width", align="left")

@@ -131,12 +131,14 @@ class Estimate:
 
     A run costs what the runs of its kind took on average. While none of its kind has ended, it costs the epochs of its recipe, longer by
     what preparing phases added to the runs that have ended, times the seconds of an epoch: of its kind if one is under way, else of all.
+    The first epoch of a run under way does not count, as a process's first one also pays for its start: until there is a second one
+    somewhere, the text has no time.
     """
 
     def __init__(self, runs, workers, known=()):
         self.runs, self.workers, self.text = {key_of(run): run for run in runs}, workers, ""
         self.kinds = {key: kind_of(run) for key, run in self.runs.items()}
-        self.under_way, self.ended = {}, set()  # {key: (epochs, seconds)}; keys
+        self.first, self.under_way, self.ended = {}, {}, set()  # {key: (epochs, seconds)}, as first heard and now; keys
         self.seconds, self.seen, self.spent = defaultdict(list), [], 0.0  # by kind; [(epochs, of the recipe, seconds)] of those that ended
         for run, epochs, seconds in known:
             self.learn(run, epochs, seconds)
@@ -149,6 +151,7 @@ class Estimate:
     def heard(self, key, epochs, seconds, over, text):
         """A run has ended another epoch, or itself (`over`), `seconds` after its beginning."""
         self.text, self.under_way[key] = text, (epochs, seconds)
+        self.first.setdefault(key, (epochs, seconds))
         if over:
             self.ended.add(key)
             del self.under_way[key]
@@ -156,13 +159,15 @@ class Estimate:
             self.learn(self.runs[key], epochs, seconds)
 
     def expected(self, key):
-        """Seconds that the run with this key is expected to take in all."""
+        """Seconds that the run with this key is expected to take in all; nan where nobody can know yet."""
         if mine := self.seconds.get(self.kinds[key]):
             return sum(mine) / len(mine)
         longer = sum(epochs for epochs, *_ in self.seen) / sum(planned for _, planned, _ in self.seen) if self.seen else 1.0
-        alike = [seen for other, seen in self.under_way.items() if self.kinds[other] == self.kinds[key]]
-        pace = alike or [*self.under_way.values(), *((epochs, seconds) for epochs, _, seconds in self.seen)]
-        return longer * self.runs[key]["recipe"]["epochs"] * sum(seconds for _, seconds in pace) / max(sum(epochs for epochs, _ in pace), 1)
+        since = {other: (epochs - self.first[other][0], seconds - self.first[other][1]) for other, (epochs, seconds) in self.under_way.items()}
+        alike = [pace for other, pace in since.items() if pace[0] and self.kinds[other] == self.kinds[key]]
+        pace = alike or [*since.values(), *((epochs, seconds) for epochs, _, seconds in self.seen)]
+        epochs = sum(epochs for epochs, _ in pace)
+        return longer * self.runs[key]["recipe"]["epochs"] * sum(seconds for _, seconds in pace) / epochs if epochs else math.nan
 
     def rest(self):
         """Seconds that each run that has not ended still needs, those under way first, then the others in their order."""
@@ -179,6 +184,8 @@ class Estimate:
 
     def __str__(self):
         spent, rest = self.spent + sum(seconds for _, seconds in self.under_way.values()), sum(self.rest())
+        if math.isnan(rest):
+            return f"{len(self.ended)}/{len(self.runs)} runs ({self.text})"
         share = spent / max(spent + rest, 1e-9)
         return f"{len(self.ended)}/{len(self.runs)} runs, {100 * share:.0f} %, {duration(self.left())} left ({self.text})"
 
