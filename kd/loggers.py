@@ -60,7 +60,7 @@ def logger_asked() -> Callable | None:
         raise ConfigError(f"KD_LOGGER={text}: {error}; {remedy}") from None
     function = getattr(module, attribute, None)
     if not callable(function):
-        known = [known for known in vars(module) if not known.startswith("_")]
+        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         reason = f"{name} has no function {attribute!r}{nearest(attribute, known)}"
         raise ConfigError(f"KD_LOGGER={text}: {reason}; write MODULE:FUNCTION")
     return function

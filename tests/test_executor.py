@@ -76,6 +76,13 @@ def test_a_first_epoch_that_pays_for_the_start_is_no_pace():
     assert estimate.left() == pytest.approx(20 * 0.5 * 2)  # two workers, two runs each, half a second an epoch; the first run is beyond that
 
 
+def test_a_run_that_has_just_begun_is_not_nearly_over():
+    """Its process's start, in its first epoch, took longer than whole runs of its kind did."""
+    estimate = Estimate([run("kd", 0)], 2, [(run("kd", 9), 20, 4.0)])
+    estimate.heard(key_of(run("kd", 0)), 1, 5.0, False, "lesson 1/20")
+    assert estimate.left() == pytest.approx(19 * 0.2)
+
+
 def test_groups_see_the_same_batches_and_keep_all_workers_busy():
     runs = [(run(method, seed, epochs), None, None) for seed in range(3) for method, epochs in (("kd", 20), ("srm", 36), ("kr", 20), ("at", 20))]
     found = groups(runs, SimpleNamespace(workers=2, side_by_side=8))

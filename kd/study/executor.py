@@ -129,9 +129,9 @@ def train_on_cluster(wanted):
 class Estimate:
     """How long the rest takes, from what has been seen: str() gives "12/57 runs, 31 %, 4 min 10 s left (lesson 3/20)".
 
-    A run costs what the runs of its kind took on average. While none of its kind has ended, it costs the epochs of its recipe, longer by
-    what preparing phases added to the runs that have ended, times the seconds of an epoch: of its kind if one is under way, else of all.
-    The first epoch of a run under way does not count, as a process's first one also pays for its start: until there is a second one
+    A run takes the epochs, and an epoch the seconds, that the runs of its kind took on average. While none of its kind has ended, it takes
+    its recipe's epochs, more by what preparing phases added to the runs that have ended, and an epoch what it takes those of its kind that
+    are under way, else all. The first epoch of a run under way does not count, as a process's first one also pays for its start: until there is a second one
     somewhere, the text has no time.
     """
 
@@ -139,13 +139,13 @@ class Estimate:
         self.runs, self.workers, self.text = {key_of(run): run for run in runs}, workers, ""
         self.kinds = {key: kind_of(run) for key, run in self.runs.items()}
         self.first, self.under_way, self.ended = {}, {}, set()  # {key: (epochs, seconds)}, as first heard and now; keys
-        self.seconds, self.seen, self.spent = defaultdict(list), [], 0.0  # by kind; [(epochs, of the recipe, seconds)] of those that ended
+        self.costs, self.seen, self.spent = defaultdict(list), [], 0.0  # {kind: [(epochs, seconds)]}; [(epochs, of the recipe, seconds)]; of all
         for run, epochs, seconds in known:
             self.learn(run, epochs, seconds)
 
     def learn(self, run, epochs, seconds):
         """A run took so many epochs, preparing phases included, and seconds."""
-        self.seconds[kind_of(run)].append(seconds)
+        self.costs[kind_of(run)].append((epochs, seconds))
         self.seen.append((epochs, run["recipe"]["epochs"], seconds))
 
     def heard(self, key, epochs, seconds, over, text):
@@ -159,21 +159,22 @@ class Estimate:
             self.learn(self.runs[key], epochs, seconds)
 
     def expected(self, key):
-        """Seconds that the run with this key is expected to take in all; nan where nobody can know yet."""
-        if mine := self.seconds.get(self.kinds[key]):
-            return sum(mine) / len(mine)
+        """(epochs, seconds of each) that the run with this key is expected to take in all; seconds are nan where nobody can know yet."""
+        if mine := self.costs.get(self.kinds[key]):
+            epochs, seconds = map(sum, zip(*mine, strict=True))
+            return epochs / len(mine), seconds / epochs
         longer = sum(epochs for epochs, *_ in self.seen) / sum(planned for _, planned, _ in self.seen) if self.seen else 1.0
         since = {other: (epochs - self.first[other][0], seconds - self.first[other][1]) for other, (epochs, seconds) in self.under_way.items()}
         alike = [pace for other, pace in since.items() if pace[0] and self.kinds[other] == self.kinds[key]]
         pace = alike or [*since.values(), *((epochs, seconds) for epochs, _, seconds in self.seen)]
         epochs = sum(epochs for epochs, _ in pace)
-        return longer * self.runs[key]["recipe"]["epochs"] * sum(seconds for _, seconds in pace) / epochs if epochs else math.nan
+        return longer * self.runs[key]["recipe"]["epochs"], sum(seconds for _, seconds in pace) / epochs if epochs else math.nan
 
     def rest(self):
         """Seconds that each run that has not ended still needs, those under way first, then the others in their order."""
-        needed = {key: self.expected(key) for key in self.runs if key not in self.ended}
-        begun = [max(needed.pop(key) - seconds, 0.0) for key, (_, seconds) in self.under_way.items()]
-        return begun + list(needed.values())
+        left = [*self.under_way, *(key for key in self.runs if key not in self.ended and key not in self.under_way)]
+        done = [self.under_way.get(key, (0, 0.0))[0] for key in left]
+        return [max(epochs - before, 0) * each for before, (epochs, each) in zip(done, map(self.expected, left), strict=True)]
 
     def left(self):
         """Seconds until all have ended: whichever worker is free first takes the next run."""
