@@ -10,7 +10,7 @@ from kd.models import build
 from kd.pipeline import notebook
 from kd.pipeline.parameters import checked
 from kd.study import paths, plan
-from kd.study.checks import check_runs, route_epochs, smallest_class
+from kd.study.checks import check_looked_into, check_runs, route_epochs, smallest_class
 from kd.study.parameters import check_name
 from kd.study.profiles import compose, names
 from kd.study.yaml_files import parse_value
@@ -75,11 +75,11 @@ def test_more_images_than_a_class_has_are_named_once_the_data_are_there(root):
 def test_weights_that_are_no_numbers_teach_nobody(root):
     file, weights = root / "cnn6x16.pth", build("cnn6x16", 10, 1).state_dict()
     torch.save(weights, file)
-    check(root, teacher={"weights": {"cnn6x16": str(file)}, "every": 1}, run=only(kd={"kd_main": "all"}))
+    check(root, teacher={"weights": {"cnn6x16": str(file)}}, run=DIGITS["run"] | {"rco": {}, "pwkd": {}, "combined": {}})
     weights["head.weight"][0, 0] = torch.nan
     torch.save(weights, file)
     with pytest.raises(ConfigError, match=r"teacher.weights: .*cnn6x16.pth: head.weight is not all numbers"):
-        check(root, teacher={"weights": {"cnn6x16": str(file)}}, run=only(kd={"kd_main": "all"}))
+        check(root, teacher={"weights": {"cnn6x16": str(file)}})
     with pytest.raises(ConfigError, match=r"teacher.weights: .*gone.pth is not there"):
         check(root, teacher={"weights": {"cnn6x16": str(root / "gone.pth")}})
 
@@ -90,6 +90,8 @@ def test_every_profile_can_begin(root, name):
     values["data"] |= {"source": None, "watch": "requirements.txt"}
     write_params(root / "params.yaml", **values)
     check_runs(plan.Planned())
+    for stage in paths.STAGES:
+        check_looked_into(plan.Planned(), stage)
     for stage in ("teacher", *paths.STAGES):
         path = paths.notebook_path(stage)
         checked(notebook.read(path), values[stage] | ({"network": "a"} if stage == "teacher" else {}), path.name)
@@ -98,6 +100,14 @@ def test_every_profile_can_begin(root, name):
 def test_states_lie_where_the_route_saves_them():
     assert route_epochs({"epochs": 7, "every": 3}, "a") == [3, 6, 7] and route_epochs({"epochs": 4, "every": 2}, "a") == [2, 4]
     assert route_epochs({"epochs": 4, "every": 2, "weights": {"a": "a.pth"}}, "a") == [1]
+
+
+def test_a_row_that_a_notebook_looks_into_must_have_been_asked_for(root):
+    write_params(root / "params.yaml", **DIGITS | {"run": only(kd={"kd_main": "all"}, kr={"kr_main": ["KR"]}, srm={"srm_cifar100": ["SRM"]})})
+    for stage in ("kd", "kr", "rco"):  # kr's also looks into KD, which stage kd has run
+        check_looked_into(plan.Planned(), stage)
+    with pytest.raises(ConfigError, match="run.srm: notebook 03_srm looks into row 'SRM, head alone, statistics held' of table srm_probe, which is not"):
+        check_looked_into(plan.Planned(), "srm")
 
 
 @pytest.mark.parametrize("name", ["x; touch pwned", "my study", "../x", "-rf", "", "a/b", "$(x)", "a\nb", "é"])

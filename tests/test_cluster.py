@@ -59,7 +59,7 @@ def project(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster():
     """A head, which trains nothing, and two nodes of one CPU on this machine, one of them cluster.killed."""
     pytest.importorskip("ray", reason="needs Ray: make ray")
@@ -217,14 +217,14 @@ def test_interrupted_and_with_a_node_lost_it_leaves_the_bytes_of_the_process_poo
 
 @pytest.mark.slow
 def test_a_whole_study_with_a_node_lost_in_the_middle_leaves_the_same_bytes(tmp_path, cluster):
-    lost, _, here, away = cluster.add_node(**OTHER), cluster.add_node(**NODE), clone(tmp_path / "here"), clone(tmp_path / "away")
+    here, away = clone(tmp_path / "here"), clone(tmp_path / "away")
     for folder in (here, away):
         command(folder, "kd", "use", "smoke")
     command(here, "kd", "repro")
     with open(tmp_path / "said", "w") as said:
         main = subprocess.Popen([sys.executable, "-m", "kd", "repro"], cwd=away, env=environment(KD_RAY=cluster.address, KD_TEST=str(away)), stdout=said, stderr=said)
         wait_for(lambda: (away / "runs/smoke/kr/records.jsonl").exists() and len(workers(away)) == 2, main, 7200)
-        cluster.remove_node(lost, allow_graceful=False)
+        cluster.remove_node(cluster.killed, allow_graceful=False)
         main.wait(7200)
     assert main.returncode == 0 and "a worker was lost (" in (tmp_path / "said").read_text()
     made = ["data/smoke", "models/smoke", "runs/smoke", "reports/smoke"]

@@ -17,7 +17,7 @@ from kd.progress import relayed, say
 from kd.report.claims import decided
 from kd.report.findings import as_published, read_facts, sentences
 from kd.report.tables import read_results
-from kd.study.checks import check_runs, smallest_class
+from kd.study.checks import check_looked_into, check_runs, smallest_class
 from kd.study.metrics import write_metrics
 from kd.study.parameters import check_name, study_parameters
 from kd.study.paths import (
@@ -55,6 +55,8 @@ def run_stage(name, item=None):
     if name in ("teacher", "supernet", "search", *STAGES):
         study = Planned()
         check_runs(study, smallest_class(study.data_path))  # what a later stage would stumble over, before this one has trained for hours
+    if name in STAGES:
+        check_looked_into(study, name)
     with alone(ROOT / ".dvc" / "tmp" / f"stage-{title}.lock", f"stage {title}"):
         for folder in (ROOT / name for name in ("build", "models", "reports", "runs", "store")):
             if folder.exists() and not folder.is_dir():

@@ -14,7 +14,7 @@ from kd.report.tables import load_records, names, read_results
 from kd.study import store
 from kd.study.parameters import study_parameters
 from kd.study.paths import reports_path
-from kd.study.tables import load_table
+from kd.study.tables import load_table, table_names
 
 WIDTH = 100  # columns of the last screen
 
@@ -145,7 +145,10 @@ def claims_in_words(runs):
 def show_claim(name):
     """A claim as text: what it says, how it is tested, what is reported, and what every study says of it."""
     claims = load_claims()
-    if (found := row_called(name, claims)) is None:
+    if (found := row_called(name, claims)) is None and name in table_names():
+        rows = ", ".join(repr(row["row"]) for row in load_table(name)["rows"])
+        raise ConfigError(f"{name} is a table; name one of its rows too, as in `python -m kd show {name} ROW`: {rows}")
+    if found is None:
         raise ConfigError(f"no claim {name!r}{nearest(name, claims)}; there are {', '.join(map(repr, claims))}")
     claim = claims[found]
     reported = f"{claim['effect']:+.2f} points ({claim['source']}, tier {claim['tier']})" if claim["effect"] is not None else "not verified"

@@ -1,6 +1,7 @@
 """What can be known before anything is trained: whether every run that the parameters ask for can begin."""
 
 import json
+import re
 from functools import cache
 
 import torch
@@ -10,7 +11,7 @@ from kd.errors import ConfigError, nearest
 from kd.methods import Teachers, make
 from kd.models import Supernet, build, probe
 from kd.study.parameters import MOST_EPOCHS
-from kd.study.paths import ROOT, STAGES
+from kd.study.paths import ROOT, STAGES, appendix_paths, notebook_path
 from kd.study.records import method_name
 from kd.study.search import wanted_by
 from kd.study.study import found_in_root
@@ -96,6 +97,23 @@ def check_run(run, paths, params):
     budget = method.lesson_epochs(run["recipe"]["epochs"])
     if run["parameters"][run["curriculum"]].get("first") != "search":  # that one looks at the student
         method.curriculum.next([], budget, Teachers(**{kind: sources[kind] for kind in sources if kind in paths}), None, None)
+
+
+def check_looked_into(study, stage):
+    """Raise ConfigError for the first row that the notebooks of a method's stage look into, whatever is asked for, and that will not run."""
+    for path in (notebook_path(stage), *appendix_paths(stage)):
+        for table, row in looked_into(path):
+            if row not in asked_rows(load_table(table), study.params) and study.row_of(table, row)[0] not in study.asked("kd", stage):
+                remedy = f"ask for it, e.g. {stage}: {{{table}: all}}, or leave stage {stage} out by naming others, as in `dvc repro rco`"
+                raise ConfigError(f"run.{stage}: notebook {path.stem} looks into row {row!r} of table {table}, which is not asked for; {remedy}")
+
+
+@cache
+def looked_into(path):
+    """[(table, row), ...] that a notebook names in the cells which always run."""
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    always = [cell for cell in cells if not any(tag.startswith("needs-") for tag in cell["metadata"].get("tags", ()))]
+    return [found for cell in always for found in re.findall(r'study\.(?:trained|record|curves)\("(\w+)", "([^"]+)"', "".join(cell["source"]))]
 
 
 def smallest_class(path):

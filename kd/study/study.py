@@ -312,7 +312,7 @@ class Study:
         """The record of one run of a row that this study has run."""
         key = key_of(self.row_of(table, row, seed, pair)[0])
         if key not in self.records:
-            raise ConfigError(f"{table}, {row!r}, seed {seed} has not run; run the table first")
+            raise ConfigError(f"{table}, {row!r}, seed {seed} has not run; ask for it under run: in params.yaml, and run the table first")
         return self.records[key]
 
     def ran(self, table, *rows):
@@ -329,6 +329,7 @@ class Study:
     def trained(self, table, row, seed=0, pair=None):
         """(student, knowledge) of a row's first seed, as trained, in eval mode."""
         run, pair = self.row_of(table, row, seed, pair)
+        self.record(table, row, seed, pair)  # says if it has not run
         path = self.folder / f"{key_of(run)}.safetensors"
         state = checkpoints.load_state(path, run=key_of(run))
         student = build(run["student"], len(self.data.classes), self.data.image_shape[0])
