@@ -1,5 +1,7 @@
 """Before anything is trained: what a run would stumble over hours later is named at once."""
 
+from contextlib import nullcontext
+
 import pytest
 import tiny
 import torch
@@ -7,7 +9,7 @@ from made_up import write_params
 
 from kd.errors import ConfigError
 from kd.models import build
-from kd.pipeline import notebook
+from kd.pipeline import notebook, stage
 from kd.pipeline.parameters import checked
 from kd.study import paths, plan
 from kd.study.checks import check_looked_into, check_runs, route_epochs, smallest_class
@@ -90,11 +92,11 @@ def test_every_profile_can_begin(root, name):
     values["data"] |= {"source": None, "watch": "requirements.txt"}
     write_params(root / "params.yaml", **values)
     check_runs(plan.Planned())
-    for stage in paths.STAGES:
-        check_looked_into(plan.Planned(), stage)
-    for stage in ("teacher", *paths.STAGES):
-        path = paths.notebook_path(stage)
-        checked(notebook.read(path), values[stage] | ({"network": "a"} if stage == "teacher" else {}), path.name)
+    for method in paths.STAGES:
+        check_looked_into(plan.Planned(), method)
+    for name in ("teacher", *paths.STAGES):
+        path = paths.notebook_path(name)
+        checked(notebook.read(path), values[name] | ({"network": "a"} if name == "teacher" else {}), path.name)
 
 
 def test_states_lie_where_the_route_saves_them():
@@ -104,10 +106,34 @@ def test_states_lie_where_the_route_saves_them():
 
 def test_a_row_that_a_notebook_looks_into_must_have_been_asked_for(root):
     write_params(root / "params.yaml", **DIGITS | {"run": only(kd={"kd_main": "all"}, kr={"kr_main": ["KR"]}, srm={"srm_cifar100": ["SRM"]})})
-    for stage in ("kd", "kr", "rco"):  # kr's also looks into KD, which stage kd has run
-        check_looked_into(plan.Planned(), stage)
+    for method in ("kd", "kr", "rco"):  # kr's also looks into KD, which stage kd has run
+        check_looked_into(plan.Planned(), method)
     with pytest.raises(ConfigError, match="run.srm: notebook 03_srm looks into row 'SRM, head alone, statistics held' of table srm_probe, which is not"):
         check_looked_into(plan.Planned(), "srm")
+
+
+@pytest.mark.parametrize(
+    "file, text, said",
+    [
+        ("params.yaml", "kd: {temperature: 4.0}", "kd in params.yaml changed while stage code ran"),
+        ("params.yaml", "run: {kr: {kr_main: [KR]}}", "run.kr in params.yaml changed"),
+        ("tables/kd/kd_main.yaml", "title: other", "tables/kd/kd_main.yaml changed"),
+        ("tables/kd/new.yaml", "title: new", "tables/kd/new.yaml changed"),
+        ("params.yaml", "rco: {anchors: 2}", None),
+        ("tables/rco/rco_table7.yaml", "title: other", None),
+    ],
+)
+def test_what_a_person_edits_while_a_stage_runs_is_not_taken_for_what_it_read(root, monkeypatch, file, text, said):
+    monkeypatch.setattr(stage, "ROOT", root)
+    monkeypatch.setenv("KD_PIPELINE", "1")
+    monkeypatch.setattr(stage, "study_parameters", lambda: {"kd": {}, "run": "all", "rco": {}} | parse_value((root / "params.yaml").read_text()))
+    (root / "dvc.yaml").write_text("stages: {code: {params: [kd, run.kr], deps: [kd, tables/kd]}}")
+    for name, begins_as in {"params.yaml": "{}", "tables/kd/kd_main.yaml": "", "tables/rco/rco_table7.yaml": ""}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(begins_as)
+    monkeypatch.setattr(stage, "make_programs", lambda: (root / file).write_text(text))
+    with pytest.raises(ConfigError, match=said) if said else nullcontext():
+        stage.run_stage("code")
 
 
 @pytest.mark.parametrize("name", ["x; touch pwned", "my study", "../x", "-rf", "", "a/b", "$(x)", "a\nb", "é"])

@@ -36,6 +36,7 @@ from kd.study.search import run_search
 from kd.study.settings import check_files_allowed, settings
 from kd.study.study import teach_supernet
 from kd.study.tables import asked_rows, load_table, table_names
+from kd.study.yaml_files import read_yaml
 from kd.teachers import SubNetworks
 
 
@@ -58,6 +59,7 @@ def run_stage(name, item=None):
     if name in STAGES:
         check_looked_into(study, name)
     with alone(ROOT / ".dvc" / "tmp" / f"stage-{title}.lock", f"stage {title}"):
+        before = inputs_of(name, item)
         for folder in (ROOT / name for name in ("build", "models", "reports", "runs", "store")):
             if folder.exists() and not folder.is_dir():
                 raise ConfigError(f"{folder} is a file, where a folder of that name is needed; move it away")
@@ -68,6 +70,34 @@ def run_stage(name, item=None):
             as_a_whole[name]()
         else:
             of_items[name](item)
+        after = inputs_of(name, item)
+        if changed := [what for what in before if after.get(what) != before[what]] + [what for what in after if what not in before]:
+            found = f"{', '.join(changed[:3])}{' and more' * (len(changed) > 3)} changed while stage {title} ran"
+            raise ConfigError(f"{found}; what it left is of the state before: run the same command again, and what is trained already stays")
+
+
+EDITED = ("tables", "searches", "claims", "findings", "profiles")  # what people write, besides params.yaml and code
+
+
+def inputs_of(name, item=None):
+    """{parameter or file: its value or bytes} of what a person may edit while a stage runs that depends on it.
+
+    DVC notes what a stage depended on once it has ended: without a second look, results of the former state would count as the new one's.
+    Code heals by itself, for stage code looks at it again. {} without a dvc.yaml.
+    """
+    if not (ROOT / "dvc.yaml").exists():
+        return {}
+    stage = read_yaml(ROOT / "dvc.yaml", "dvc.yaml")["stages"].get(name) or {}
+    stage, params, found = stage.get("do", stage), study_parameters(), {}
+    for key in stage.get("params", ()):
+        value = params
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        found[f"{key} in params.yaml"] = value
+    for path in (ROOT / dep.replace("${item}", str(item)) for dep in stage.get("deps", ()) if dep.split("/")[0] in EDITED):
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        found |= {file.relative_to(ROOT).as_posix(): file.read_bytes() for file in files if file.is_file()}
+    return found
 
 
 @contextmanager
