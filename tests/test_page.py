@@ -34,6 +34,7 @@ def test_reports(repository):
     for line in text.splitlines():
         if line.startswith("!["):
             assert (folder / line.split("](")[1].rstrip(")")).exists()
+    assert "- **These runs are of an edited params.yaml.**" in text
     before = {path.name: path.read_bytes() for path in folder.rglob("*.*")}
     page.write_reports(folder)
     assert before == {path.name: path.read_bytes() for path in folder.rglob("*.*")}

@@ -114,7 +114,10 @@ def page(params, runs, sections, left_out=(), saw=()):
     """tables.md: what must be known of the study and what was seen, contents, sections {table name: Markdown}, the tables that this
     profile leaves out, columns of results.csv.
     """
-    about = "".join(f"- {line}\n" for line in profiles.about(params["profile"]))
+    lines = profiles.about(params["profile"])
+    if lines and not findings.as_published():
+        lines = [*lines, "**These runs are of an edited params.yaml.** What stands above is said of the profile as it comes, and may not hold here."]
+    about = "".join(f"- {line}\n" for line in lines)
     contents, chapters = [], []
     for stage, title in STAGES.items():
         if mine := {name: table for name in sections if (table := load_table(name))["stage"] == stage}:
