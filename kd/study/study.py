@@ -56,8 +56,9 @@ def teach(kind, network, recipe, train, start=None, **values):
                 run = {**determines, "kind": kind, "network": network, "key": digest}
                 options = {"path": kept, "resume": resume, **values}
                 on_ranks(train_teacher, train, run, network, str(images_path(profile)), recipe, options)
-                checkpoints.write_atomically(f"{stem}.json", json.dumps(about))
                 shutil.rmtree(resume, ignore_errors=True)
+    if not store.profile_of([Path(f"{stem}.json")]):  # not there yet, or damaged
+        checkpoints.write_atomically(f"{stem}.json", json.dumps(about))
     count(int(not known), int(known))
     checkpoints.write_atomically(target, kept.read_bytes())
     checkpoints.write_atomically(target.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
