@@ -136,6 +136,14 @@ def test_mistakes_in_a_tables_file_are_named(tmp_path, monkeypatch, rows, messag
         load_table("t")
 
 
+def test_a_paper_that_there_is_not_is_named(tmp_path, monkeypatch):
+    (tmp_path / "tables" / "kd").mkdir(parents=True)
+    (tmp_path / "tables" / "kd" / "t.yaml").write_text("title: T\npaper: common\nrows: [{row: KD}]\n")
+    monkeypatch.setattr(tables, "FILES", tmp_path)
+    with pytest.raises(ConfigError, match="tables/kd/t.yaml: paper: .*'KD', 'KR'"):
+        load_table("t")
+
+
 def test_a_control_may_stand_below_its_row_and_in_the_grid(tmp_path, monkeypatch):
     (tmp_path / "tables" / "kd").mkdir(parents=True)
     text = "title: T\npaper: KD\nrows: [{row: KR, control: [later, rco * kd]}, {row: later, control: KR}]\ngrid: {curricula: [rco], knowledge: [[kd]]}\n"
