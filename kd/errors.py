@@ -58,6 +58,11 @@ def nearest(name, known):
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def repeated(names):
+    """The first of `names`, a list of strings, that stands there twice, or None."""
+    return next((name for name in names if names.count(name) > 1), None)
+
+
 class Section(BaseModel):
     """The keys of a file, or of a mapping in it: a pydantic model that refuses keys it does not declare."""
 

@@ -14,7 +14,7 @@ import math
 import re
 from functools import cached_property
 
-from kd.errors import ConfigError, Section, nearest, several, validated
+from kd.errors import ConfigError, Section, nearest, repeated, several, validated
 from kd.report import claims
 from kd.report.markdown import plus_minus
 from kd.report.summary import summary
@@ -177,9 +177,8 @@ def load_findings(name):
         return {}
     found = validated(dict[str, several(Finding)], read_yaml(path, f"findings/{path.name}") or {}, f"findings/{path.name}")
     for place, of_place in found.items():
-        names = [one.name for one in of_place]
-        if twice := [one for one in names if names.count(one) > 1]:
-            raise ConfigError(f"findings/{path.name}: {place}: two findings are called {twice[0]!r}; give each a name of its own")
+        if twice := repeated([one.name for one in of_place]):
+            raise ConfigError(f"findings/{path.name}: {place}: two findings are called {twice!r}; give each a name of its own")
     return found
 
 

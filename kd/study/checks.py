@@ -101,9 +101,10 @@ def check_run(run, paths, params):
 
 def check_looked_into(study, stage):
     """Raise ConfigError for the first row that the notebooks of a method's stage look into, whatever is asked for, and that will not run."""
+    asked = study.asked("kd", stage)
     for path in (notebook_path(stage), *appendix_paths(stage)):
         for table, row in looked_into(path):
-            if row not in asked_rows(load_table(table), study.params) and study.row_of(table, row)[0] not in study.asked("kd", stage):
+            if row not in asked_rows(load_table(table), study.params) and study.row_of(table, row)[0] not in asked:
                 remedy = f"ask for it, e.g. {stage}: {{{table}: all}}, or leave stage {stage} out by naming others, as in `dvc repro rco`"
                 raise ConfigError(f"run.{stage}: notebook {path.stem} looks into row {row!r} of table {table}, which is not asked for; {remedy}")
 

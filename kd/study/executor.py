@@ -131,8 +131,8 @@ class Estimate:
 
     A run takes the epochs, and an epoch the seconds, that the runs of its kind took on average. While none of its kind has ended, it takes
     its recipe's epochs, more by what preparing phases added to the runs that have ended, and an epoch what it takes those of its kind that
-    are under way, else all. The first epoch of a run under way does not count, as a process's first one also pays for its start: until there is a second one
-    somewhere, the text has no time.
+    are under way, else all. The first epoch of a run under way does not count, as a process's first one also pays for its start: until there
+    is a second one somewhere, the text has no time.
     """
 
     def __init__(self, runs, workers, known=()):

@@ -9,7 +9,18 @@ from annotated_types import Interval
 
 from kd.data import NAMES as DATA_NAMES
 from kd.data import load_data
-from kd.errors import ConfigError, Positive, PositiveInt, Section, Share, arguments, nearest, several, validated
+from kd.errors import (
+    ConfigError,
+    Positive,
+    PositiveInt,
+    Section,
+    Share,
+    arguments,
+    nearest,
+    repeated,
+    several,
+    validated,
+)
 from kd.methods import CURRICULA, KNOWLEDGE, resolved
 from kd.models import build
 from kd.recipe import Recipe
@@ -119,8 +130,8 @@ def check_study(values, name):
     searches = sorted(path.stem for path in (FILES / "searches").glob("*.yaml"))
     known(values["searches"], searches, "searches")
     for key in ("searches", "teachers", "supernets"):
-        if twice := sorted(name for name in set(values[key]) if values[key].count(name) > 1):
-            raise ConfigError(f"{name}: {key}: {twice[0]} stands there twice; delete one")
+        if twice := repeated(values[key]):
+            raise ConfigError(f"{name}: {key}: {twice} stands there twice; delete one")
     known(values["pairs"], ["default", *STAGES, *table_names(), *searches], "pairs")
     if "default" not in values["pairs"]:
         raise ConfigError(f"{name} lacks pairs.default, e.g. default: [cnn6x16, cnn3x4]")

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import create_model
 
-from kd.errors import ConfigError, Positive, PositiveInt, Section, nearest, several, validated
+from kd.errors import ConfigError, Positive, PositiveInt, Section, nearest, repeated, several, validated
 from kd.methods import CURRICULA, KNOWLEDGE
 from kd.study.paths import FILES, STAGES
 from kd.study.records import method_name
@@ -92,6 +92,8 @@ def load_table(name: str) -> dict[str, Any]:
     names = [row["row"] for row in table["rows"]]
     if not names:
         raise ConfigError(f"{place}: has no rows; list some under rows:, or give a grid:")
+    if twice := repeated(names):
+        raise ConfigError(f"{place}: row {twice!r} stands there twice")
     if (baseline := table.get("baseline", names[0])) not in names:
         raise ConfigError(f"{place}: no row {baseline!r} to be its baseline{nearest(baseline, names)}; there are {', '.join(names)}")
     for row in table["rows"]:
@@ -101,8 +103,6 @@ def load_table(name: str) -> dict[str, Any]:
         methods = {*knowledge, row.get("curriculum", "fixed")}
         for method in (name for name in (*KNOWLEDGE, *CURRICULA) if name in row and name not in methods):
             raise ConfigError(f"{place}, row {row['row']!r}: {method}: changes a method that the row does not have; it has {', '.join(sorted(methods))}")
-        if names.count(row["row"]) > 1:
-            raise ConfigError(f"{place}: row {row['row']!r} stands there twice")
         row["control"] = [row["control"]] if isinstance(row.get("control"), str) else list(row.get("control", []))
         for control in row["control"]:
             if control not in names:
