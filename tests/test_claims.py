@@ -169,6 +169,9 @@ def test_tables_hold_the_familys_verdict():
     assert "| (higher)<!-- KD over labels, of KD-0 student alone-0 --> |" in text
     judged = claims.judge(runs)
     assert "| KD over labels: **supported** |" in claims.decided(text, judged)
+    open_still = judged.assign(verdict=claims.OPEN)
+    assert "| KD over labels: **cannot tell** (higher) |" in claims.decided(text, open_still)
+    assert "| KD over labels: **cannot tell** |" in claims.decided(text.replace("(higher)<", "(open)<"), open_still)
     # the same rows under another recipe, as a paper's own table may have them, are another comparison
     other = claims.judge(runs.assign(key="r-" + runs["key"]))
     assert other["verdict"].tolist() == judged["verdict"].tolist() and claims.decided(text, other) == text

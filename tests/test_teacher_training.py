@@ -83,7 +83,7 @@ def test_the_legend_says_what_the_teachers_cost():
     runs = runs.assign(key=runs["row"], method=np.where(kd, "kd", "other"), training_multiply_adds=np.where(kd, 200.0, 100.0))
     assert "once for all" not in markdown(summary(runs, table), table)
     runs["teacher_training"] = runs["row"].map({"KD": 500.0, "student alone": 0.0, "PWKD": 900.0})
-    said = "over those of plain KD. Not in it, once for all rows and in the same measure: training the teacher, 2.5; training the supernet, "
+    said = "over those of plain KD. The training of teachers, once for all rows, comes on top: the teacher 2.5; the supernet, "
     assert f"{said}with all that it grew from, 4.5. Differences are" in markdown(summary(runs, table), table)
     both = markdown(summary(pd.concat([runs, runs.assign(pair="a -> b")]), table), table)
-    assert "training the teacher, 2.5 (big -> small), 2.5 (a -> b); training" in both
+    assert "the teacher 2.5 (big -> small), 2.5 (a -> b); the" in both

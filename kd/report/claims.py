@@ -201,7 +201,7 @@ def claim_of(table, row, other):
     return comparisons().get(frozenset((trained(table, row), trained(table, other))), "")
 
 
-MARK = re.compile(r"\((?:higher|lower|open|no interval)\)(?:, [^<|]*)?<!-- (.+?), of (.+?) -->")
+MARK = re.compile(r"(\((?:higher|lower|open|no interval)\)(?:, [^<|]*)?)<!-- (.+?), of (.+?) -->")
 
 
 def marked(line):
@@ -213,11 +213,17 @@ def marked(line):
 
 
 def decided(text, lines):
-    """`text` with the verdict of the whole study (lines: of `judge`) at every mark whose claim it could test."""
+    """`text` with the verdict of the whole study (lines: of `judge`) at every mark whose claim it could test.
+
+    Beside a "cannot tell" stays what the interval says by itself, where that is more.
+    """
     known = {(line["claim"], line["runs"]): line for line in lines.to_dict("records")}
 
     def cell(match):
-        line = known.get((match[1], match[2]))
-        return match[0] if line is None else f"{match[1]}: **{line['verdict']}**"
+        said, claim, of_runs = match.groups()
+        if (line := known.get((claim, of_runs))) is None:
+            return match[0]
+        more = f" {said}" if line["verdict"] == OPEN and said.startswith(("(higher)", "(lower)")) else ""
+        return f"{claim}: **{line['verdict']}**{more}"
 
     return MARK.sub(cell, text)

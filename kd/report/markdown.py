@@ -11,8 +11,8 @@ from kd.study.paths import FILES
 from kd.study.yaml_files import read_yaml
 
 HOW_JUDGED = (
-    "In brackets: exploratory, what the interval alone says, without correction for the many comparisons; a claim's verdict is that "
-    "of all claims together (claims.md)."
+    "In brackets: what the interval alone says, without correction for the many comparisons. In bold: the verdict on a paper's claim, "
+    "corrected over all claims of the study (claims.md)."
 )
 READING_NOTE = "† known only from a third party's reading note."
 
@@ -173,13 +173,13 @@ def legend(lines, table):
 def once_for_all(ran):
     """What training the teachers themselves costs, as a sentence; "" where that is not known."""
     parts = []
-    for supernet, what in ((False, "training the teacher,"), (True, "training the supernet, with all that it grew from,")):
+    for supernet, what in ((False, "the teacher"), (True, "the supernet, with all that it grew from,")):
         mine = ran[(ran["supernet"] == supernet) & (ran["teacher_cost"] > 0)]
         values = mine.groupby("pair", sort=False)["teacher_cost"].mean()
         each = [f"{value:.1f}{f' ({pair})' if ran['pair'].nunique() > 1 else ''}" for pair, value in values.items()]
         if each:
             parts.append(f"{what} {', '.join(each)}")
-    return f" Not in it, once for all rows and in the same measure: {'; '.join(parts)}." if parts else ""
+    return f" The training of teachers, once for all rows, comes on top: {'; '.join(parts)}." if parts else ""
 
 
 def against_controls(comparisons):
@@ -187,12 +187,12 @@ def against_controls(comparisons):
     columns = {
         "pair": (lambda line: line["pair"]) if comparisons["pair"].nunique() > 1 else None,
         "row": lambda line: line["row"],
-        "against its control": lambda line: line["control"],
+        "against": lambda line: line["control"],
         "paired difference": lambda line: plus_minus(line["mean"], line["interval"], sign=True),
         "seeds": lambda line: line["pairs"],
         "verdict": marked,
     }
-    return f"{table_of(columns, comparisons)}\n\nA control is the same run without the ingredient under test."
+    return f"{table_of(columns, comparisons)}\n\nEach against its control, the same run without the ingredient under test, or against its rival."
 
 
 def reported_elsewhere(lines, table):
