@@ -247,8 +247,11 @@ def heat_map(means, texts):
     ax.set(xlabel="curriculum", ylabel="knowledge")
     ax.grid(visible=False)
     figure.colorbar(shown, ax=ax, label="gain over KD (points)")
-    if any("*" in text for text in texts.to_numpy().flat):
-        caption(figure, "*: better or worse than KD, after Holm's correction")
+    ax.set_facecolor("0.85")
+    notes = ["*: better or worse than KD, after Holm's correction"] if any("*" in text for text in texts.to_numpy().flat) else []
+    notes += ["grey: not run"] if means.isna().any(axis=None) else []
+    if notes:
+        caption(figure, "; ".join(notes))
     return figure
 
 
@@ -289,14 +292,17 @@ def beside(axis, x, y, names, line=()):
     the last thing to be drawn."""
     axis.figure.draw_without_rendering()  # the layout must be settled
     renderer, room, taken = axis.figure.canvas.get_renderer(), axis.get_window_extent(), []
-    points = axis.transData.transform(np.column_stack([x, y]))
+    points, together = axis.transData.transform(np.column_stack([x, y])), {}
+    for number, point in enumerate(points):  # points that lie on each other have one name between them
+        first = next((other for other in together if np.hypot(*(points[other] - point)) < 6), number)
+        together.setdefault(first, []).append(names.iloc[number])
     pieces = [Bbox([*ends]).padded(1) for ends in pairwise(axis.transData.transform(line))] if len(line) else []
-    for number in np.argsort(-points[:, 1], kind="stable"):
+    for number in sorted(together, key=lambda number: -points[number, 1]):
         others = [Bbox.from_bounds(px - 16, py - 16, 32, 32) for px, py in np.delete(points, number, axis=0)]
         found = []
         for offset, ha, va in NEAR:
             text = axis.annotate(
-                names.iloc[number], (x.iloc[number], y.iloc[number]), xytext=offset, textcoords="offset points", ha=ha, va=va,
+                "\n".join(together[number]), (x.iloc[number], y.iloc[number]), xytext=offset, textcoords="offset points", ha=ha, va=va,
                 fontsize=8, bbox={"facecolor": "white", "alpha": 0.7, "pad": 0, "linewidth": 0}, zorder=4,
                 arrowprops={"arrowstyle": "-", "linewidth": 0.5} if max(map(abs, offset)) > 10 else None,
             )  # fmt: skip
