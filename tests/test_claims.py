@@ -160,6 +160,15 @@ def test_a_comparison_is_known_by_what_it_trains():
     assert claims.claim_of(table, rows["KD"], rows["student alone"]) == ""
 
 
+def test_each_claim_of_two_rows_is_a_line_of_its_table():
+    for claim in claims.load_claims().values():
+        if len(claim["contrast"]) == 2:
+            row, other = sorted(claim["contrast"], key=claim["contrast"].get, reverse=True)
+            table = load_table(claim["table"])
+            found = next(one for one in table["rows"] if one["row"] == row)
+            assert other in (table["baseline"], *found["control"], *found["rival"]), claim["name"]
+
+
 def test_tables_hold_the_familys_verdict():
     runs = runs_of({"KD": 92 + noise(1), "student alone": 90 + noise(2)})
     lines = summary(runs, load_table("kd_main"))

@@ -86,7 +86,7 @@ def test_grid_expands_into_every_method_once():
     table = load_table("combined")
     rows = {row["row"]: row for row in table["rows"]}
     assert len(rows) == 34 and list(rows)[:3] == ["student alone", "kd", "kd + kr"]
-    assert rows["rco * (kd + srm)"] == {"row": "rco * (kd + srm)", "knowledge": ["kd", "srm"], "curriculum": "rco", "control": []}
+    assert rows["rco * (kd + srm)"] == {"row": "rco * (kd + srm)", "knowledge": ["kd", "srm"], "curriculum": "rco", "control": [], "rival": []}
     assert rows["pwkd * iekd"]["knowledge"] == ["iekd"]
     assert set(rows) - {"student alone"} == set(cells())
     assert table["parameters"]["srm"]["within_budget"] is True  # equal student epochs
@@ -116,6 +116,7 @@ def test_a_control_trains_as_long_and_runs_where_its_row_does(study):
     [
         ("- {row: KD}\n- {row: KR, control: KD}\n- {row: both, control: [KD, KRR]}", r"row 'both': no row 'KRR' to be its control \(did you mean 'KR'\?\)"),
         ("- {row: KD}\n- {row: KR, control: KDD}", r"tables/kd/t.yaml, row 'KR': no row 'KDD' to be its control \(did you mean 'KD'\?\)"),
+        ("- {row: KD}\n- {row: KR, rival: KDD}", r"tables/kd/t.yaml, row 'KR': no row 'KDD' to be its rival \(did you mean 'KD'\?\)"),
         ("- {row: KD}\n- {row: KR, contrl: KD}", r"tables/kd/t.yaml: rows.1: unknown key 'contrl' \(did you mean 'control'\?\)"),
         ("- {row: KD}\n- {rwo: KR}", r"rows.1: unknown key 'rwo' \(did you mean 'row'\?\)"),
         ("- {row: KD}\n- {row: KD}", "row 'KD' stands there twice"),

@@ -192,7 +192,8 @@ def against_controls(comparisons):
         "seeds": lambda line: line["pairs"],
         "verdict": marked,
     }
-    return f"{table_of(columns, comparisons)}\n\nEach against its control, the same run without the ingredient under test, or against its rival."
+    said = "A control is the same run without the ingredient under test; other rows stand here because a claim sets the two against each other."
+    return f"{table_of(columns, comparisons)}\n\n{said}"
 
 
 def reported_elsewhere(lines, table):

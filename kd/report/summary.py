@@ -100,16 +100,16 @@ def primary(claim, *rows):
 
 
 def controls(runs, table):
-    """The table's rows against their controls: a control is the same run without the ingredient under test.
+    """The table's rows against their controls, the same runs without the ingredient under test, and against their rivals.
 
-    A line a pair, row and control, where both ran: pair, row, control, mean, interval, pairs, p, claim, runs, verdict.
+    A line a pair, row and control or rival, where both ran: pair, row, control, mean, interval, pairs, p, claim, runs, verdict.
     """
     runs, lines, rows = runs[runs["table"] == table["name"]], [], {row["row"]: row for row in table["rows"]}
     for pair in runs["pair"].unique():
         here = dict(list(runs[runs["pair"] == pair].groupby("row")))
         accuracy = {row: group.set_index("seed")["top1_last"] for row, group in here.items()}
         for row in table["rows"]:
-            for control in row.get("control", []):
+            for control in (*row.get("control", ()), *row.get("rival", ())):
                 if row["row"] in accuracy and control in accuracy:
                     found = paired(accuracy[row["row"]], accuracy[control])
                     tested = primary(claim_of(table, row, rows[control]), here[row["row"]], here[control])

@@ -27,6 +27,7 @@ class RowOfTable(Section):
 
     row: str
     control: str | several(str) = ()  # rows without the ingredient under test
+    rival: str | several(str) = ()  # other rows that a claim sets it against
     knowledge: several(Literal[tuple(KNOWLEDGE)]) = ("kd",)
     curriculum: Literal[tuple(CURRICULA)] = "fixed"
     epochs: Positive = 1  # times the recipe's
@@ -103,10 +104,11 @@ def load_table(name: str) -> dict[str, Any]:
         methods = {*knowledge, row.get("curriculum", "fixed")}
         for method in (name for name in (*KNOWLEDGE, *CURRICULA) if name in row and name not in methods):
             raise ConfigError(f"{place}, row {row['row']!r}: {method}: changes a method that the row does not have; it has {', '.join(sorted(methods))}")
-        row["control"] = [row["control"]] if isinstance(row.get("control"), str) else list(row.get("control", []))
-        for control in row["control"]:
-            if control not in names:
-                raise ConfigError(f"{place}, row {row['row']!r}: no row {control!r} to be its control{nearest(control, names)}")
+        for key in ("control", "rival"):
+            row[key] = [row[key]] if isinstance(row.get(key), str) else list(row.get(key, []))
+            for other in row[key]:
+                if other not in names:
+                    raise ConfigError(f"{place}, row {row['row']!r}: no row {other!r} to be its {key}{nearest(other, names)}")
     return {"name": name, "stage": path.parent.name, **table}
 
 
