@@ -71,11 +71,13 @@ def test_plan_names_what_params_lack(planned):
     ]
 
 
-def test_plan_prints_without_data(planned):
+def test_plan_prints_without_data(planned, monkeypatch):
+    monkeypatch.setenv("KD_DEVICE", "cpu")
     planned()
     text = plan.plan()
     assert lines_of(text)["kd"][:3] == ["2", "23", str(23 * 16)] and lines_of(text)["teacher"][:2] == ["2", "60"]
     assert "45,000 training images of 3x32x32" in text and "estimate, not a measurement" in text and "unknown" not in text
+    assert text.splitlines()[-1].endswith("on such a GPU; this machine trains on its CPU, which takes many times as long.")
     planned(data={"name": "imagefolder", "size": 32})
     text = plan.plan()
     assert "Hours are known once `dvc repro data`" in text and lines_of(text)["total"][-1] == "unknown"

@@ -261,5 +261,7 @@ def plan():
             f"kernel start, one run at a time; the methods' own modules, evaluation{', decoding' * files} and start-up are left out."
         )
     if hours := lines[-1][-1]:
-        out.append(f"All of it: about {duration(hours * 3600)}.")
+        here = "; this machine trains on its CPU, which takes many times as long" if settings().device == "cpu" else ""
+        where = f" on such a GPU{here}" if clock.estimated or estimated_teachers else ""
+        out.append(f"All of it: about {duration(hours * 3600)}{where}.")
     return "\n".join(out + [f"Warning: {text}." for text in lacking])
