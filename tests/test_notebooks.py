@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -312,6 +313,13 @@ def test_a_palette_makes_a_picture_smaller_or_leaves_it():
     few = figures.with_palette(png(grey), 8)
     assert len(few) < len(png(grey)) and len(colours(few)) == 8
     assert figures.with_palette(few, 8) == few and figures.with_palette(b"no picture", 8) == b"no picture"
+    # a strong colour of a few pixels and a grey of many both stay what they are
+    picture = Image.effect_noise((256, 256), 120).convert("RGB")
+    picture.paste((0, 114, 178), (0, 0, 4, 4))
+    picture.paste((237, 237, 237), (64, 64, 192, 192))
+    found = Image.open(io.BytesIO(figures.with_palette(png(picture), 64))).convert("RGB")
+    for place, colour in (((2, 2), (0, 114, 178)), ((100, 100), (237, 237, 237))):
+        assert np.abs(np.subtract(found.getpixel(place), colour)).max() < 8
     grey.putalpha(0)
     assert colours(figures.with_palette(png(grey), 8)) == [(255, 255, 255)]
 

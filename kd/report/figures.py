@@ -56,7 +56,8 @@ def with_palette(png, colours):
         return png
     flat, small = Image.new("RGB", image.size, "white"), io.BytesIO()
     flat.paste(image, mask=image.getchannel("A") if image.mode == "RGBA" else None)
-    few = flat.quantize(colours, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    # covers rare strong colours too, which the median cut paints grey; one step of k-means brings back the common greys
+    few = flat.quantize(colours, method=Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
     few.save(small, format="PNG", optimize=True)
     return min(png, small.getvalue(), key=len)
 
