@@ -134,10 +134,8 @@ def command_strip(options):
 
 
 def command_repro(options):
-    """dvc repro, then the main table, what it says, and where the reports are."""
-    from kd.report.show import summary_screen
+    """dvc repro, then the main table, what it says, and where the reports are; of single stages, how the tables are made from them."""
     from kd.study.checks import check_runs
-    from kd.study.paths import reports_path
     from kd.study.plan import Planned
 
     study = Planned()
@@ -155,7 +153,11 @@ def command_repro(options):
             raise
     if code:
         sys.exit(code if code > 0 else 128 - code)
-    if (reports_path(profile) / "results.csv").exists():  # one stage makes no tables
+    if options.targets and not {"tables", "pages"} & set(options.targets):
+        print(f"\nThe tables of the study are made, from these stages and all others, by `python -m kd repro`; executed notebooks lie in runs/{profile}/notebooks/.")
+    else:
+        from kd.report.show import summary_screen  # late: it brings scipy and matplotlib
+
         print(f"\n{summary_screen(profile)}")
 
 

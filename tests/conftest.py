@@ -1,6 +1,7 @@
 import os
 import pickle
 import shutil
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -11,6 +12,8 @@ from filelock import FileLock
 from pipeline import clone, command
 
 torch.set_num_threads(1)
+# in a shell's background a process ignores Ctrl-C, and so would all that the tests start and interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
