@@ -10,7 +10,7 @@ from kd.data.stream import open_stream
 from kd.errors import ConfigError, nearest
 from kd.methods import Teachers, make
 from kd.models import Supernet, build, probe
-from kd.study.parameters import MOST_EPOCHS
+from kd.study.parameters import MOST_EPOCHS, buildable
 from kd.study.paths import ROOT, STAGES, appendix_paths, notebook_path
 from kd.study.records import method_name
 from kd.study.search import wanted_by
@@ -145,12 +145,6 @@ def outputs(network, shape, classes):
             return module, probe(module, shape)
     except ConfigError as problem:
         raise ConfigError(f"{problem}; give another network, or a larger data.size") from None
-
-
-@cache
-def buildable(network):
-    """Raise ConfigError for a network that there is not."""
-    build(network, 2)
 
 
 def route_epochs(teacher, network):

@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -102,6 +103,12 @@ def study_parameters():
     return check_study(load_parameters(str(path)), path.name)
 
 
+@cache
+def buildable(network):
+    """Raise ConfigError for a network that there is not."""
+    build(network, 2)
+
+
 def check_name(text, what):
     """Raise ConfigError for a name, of a profile or a network, that may not become a path or a word of a shell's command."""
     if not re.fullmatch(NAME, text):
@@ -142,7 +149,7 @@ def check_study(values, name):
     networks = [*values["teachers"], *values["supernets"], *(key for key in values["recipes"] if key not in STAGES)]
     for network in networks:
         try:
-            build(network, 2)
+            buildable(network)
         except ConfigError as problem:
             raise ConfigError(f"{name}: {problem} (under teachers, supernets or recipes)") from None
     known(values["teacher"].get("weights") or {}, values["teachers"], "teacher.weights")
