@@ -8,6 +8,8 @@ import tiny
 
 from kd import program
 from kd.errors import ConfigError
+from kd.pipeline.source import program_of_stage
+from kd.study.paths import STAGES
 
 SOURCE = '''
 """A module's docstring
@@ -118,3 +120,10 @@ def test_what_readers_decide_is_in_the_md5_of_the_data_which_is_in_a_runs_key(tm
         keys.append((key_of(run), run["data_md5"]))
     assert keys[0][0] != keys[1][0] and keys[0][1] != keys[1][1]
     assert key_of(run | {"data_md5": keys[0][1]}) == keys[0][0]  # and nothing else differs
+
+
+def test_a_page_depends_on_whatever_draws_in_it():
+    for stage in ("teacher", *STAGES):
+        text = program_of_stage(stage)
+        assert "\n# kd.report.figures\n" in text and "\n# kd.report.schematics\n" in text and "\n# kd.study.study\n" in text, stage
+    assert "\n# kd.methods.kr\n" in program_of_stage("kr") and "\n# kd.methods.kr\n" not in program_of_stage("teacher")

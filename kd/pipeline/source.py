@@ -21,7 +21,9 @@ def program_of_stage(stage):
     """All that a stage's page is drawn by, as text: the notebook's code, what it imports, and the methods of its tables."""
     code = "".join(script(read(path)) for path in (notebook_path(stage), *appendix_paths(stage)))
     names = set(re.findall(r"\bkd\.([A-Za-z]\w*)", code))
-    modules = imports(code) + [module for module, held in WHERE.items() if names & set(held) and file_of(module)]
+    shown = [(module, name) for module, held in WHERE.items() if file_of(module) for name in held if name in names]
+    # kd.figures and kd.schematics are modules themselves
+    modules = imports(code) + [f"{module}.{name}" if file_of(f"{module}.{name}") else module for module, name in shown]
     rows = [row for name in table_names(stage) for row in load_table(name)["rows"]]
     methods = {method for row in rows for method in (*row.get("knowledge", ["kd"]), row.get("curriculum", "fixed"))}
     compared = {name: claim["contrast"] for name, claim in load_claims().items()}
