@@ -69,7 +69,7 @@ def test_controls_stand_in_a_table_of_their_own():
     differences = [93.0 - 91.0, 93.9 - 92.1, 94.6 - 91.5]
     half = 4.303 * np.std(differences, ddof=1) / math.sqrt(3)
     assert f"| both | KD, longer | +{np.mean(differences):.2f} ± {half:.2f} | 3 |" in rest and "| one | KD, longer | +0.25 ± " in rest
-    assert rest.count("\n| ") == 3 and "without the ingredient under test" in rest and "- KD, longer: a control." in rest
+    assert rest.count("\n| ") == 3 and "without the ingredient under test; other rows stand here because a claim sets the two against each other." in rest and "- KD, longer: a control." in rest
     assert "left out" not in text.replace("against what is left out", "") and "against KD, over" in main
     # the table itself has its own family, as if there were no controls
     plain = CONTROLLED | {"rows": [{k: v for k, v in row.items() if k != "control"} for row in CONTROLLED["rows"]]}
