@@ -88,7 +88,7 @@ def test_reported_figures_of_other_pairs_do_not_look_measured():
     measured, elsewhere = text.split("**Reported elsewhere, not measured here**")
     assert "70.66" not in measured and "| reported |" not in measured
     assert "| KD | 70.66 [1] | 73.33 [1] | 74.92 [1] | 72.98 [1] | 67.35 [1] |" in elsewhere
-    assert "| AT | 70.55 [1] | 73.44 [1] | 74.08 [1] | 71.43 [1] | 58.58 [1] |" in elsewhere
+    assert "| AT | 70.55 [1] | 73.44 [1] | 74.08 [2] | 71.43 [3] | 58.58 [1] |" in elsewhere
     # on a pair that has reported figures they stand in the row, and only the other pairs' stand below
     runs = frame(made_up_records(accuracy_kd_better, "common", pair="resnet56 -> resnet20"), "cifar100")
     measured, elsewhere = markdown(summary(runs, table), table).split("**Reported elsewhere, not measured here**")

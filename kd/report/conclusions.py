@@ -144,7 +144,7 @@ def advice(accuracy, better, stronger):
     if raising := [name for name in with_verdict(effects.main_effects(accuracy), "better") if name != effects.ADDED_KD]:
         alone = "So no single method is demonstrably better than plain KD with these seeds"
         return f"{alone}; only the averages speak for {listed(raising)}."
-    return "So these numbers give no reason to prefer anything in the grid to plain KD."
+    return "So these numbers give no reason, in accuracy, to prefer anything in the grid to plain KD."
 
 
 def with_verdict(family, verdict):

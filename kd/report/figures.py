@@ -124,7 +124,7 @@ def interval_at(axis, mean, half, height, ends, decided, colour=DARK, marker="o"
     right = mean > high
     edge, side = (high, {"xytext": (-7, 0), "ha": "right"}) if right else (low, {"xytext": (7, 0), "ha": "left"})
     axis.plot(edge, height, ">" if right else "<", markersize=6, clip_on=False, **look)
-    axis.annotate(f"{mean:+.1f}", (edge, height), textcoords="offset points", va="center", fontsize=9, color=DARK, **side)
+    axis.annotate(f"{mean:+.1f}, off the axis", (edge, height), textcoords="offset points", va="center", fontsize=9, color=DARK, **side)
 
 
 def limits(means, halves, reported=()):
@@ -267,7 +267,7 @@ def cost_figure(spent):
         axis.errorbar(mine["cost"], mine["mean"], fmt="none", **errors)
         axis.plot(mine["cost"], mine["mean"], marker, color=colour, label=label, markersize=5)
     front = spent[spent["front"]].sort_values("cost")
-    axis.step(front["cost"], front["mean"], where="post", color="0.3", linewidth=1, label="front, by means")
+    axis.step(front["cost"], front["mean"], where="post", color="0.3", linewidth=3, alpha=0.3, zorder=0, label="front, by means")
     axis.set(ylabel="test accuracy (%), with 95 % interval")
     axis.margins(x=0.15)
     figure.legend(loc="outside upper center", ncols=3)

@@ -117,7 +117,7 @@ def markdown_body(lines, table, comparisons=None):
         blocks.append(f"**{pair}**\n\n{grid}" if several else grid)
     blocks.append(legend(lines, table))
     if comparisons is not None and len(comparisons):
-        blocks.append(against_controls(comparisons))
+        blocks.append(against_controls(comparisons, table))
     notes = ran.drop_duplicates("row").to_dict("records")
     blocks.append("\n".join(f"- {line['row']}: {line['note'].rstrip('.')}." for line in notes if line["note"]))
     blocks += [reported_without_runs(lines, table, sources), str(sources), reported_elsewhere(lines, table)]
@@ -162,6 +162,8 @@ def legend(lines, table):
         if "reported_for" in table:
             advice = "compare the order with ours, not the level, unless data and pair agree"
             sentences.append(f"Reported: {table['reported_for']}; {advice}.")
+        if ran["reported"].isna().any():
+            sentences.append("Not verified: no source known to us gives the figure.")
     elif lines["reported"].isna().all() and not any(by_pair(row) for row in table["rows"]):
         setting = f" ({table['reported_for']})" if "reported_for" in table else ""
         sentences.append(f"Reported figures{setting}: none verified, so no such column.")
@@ -182,8 +184,12 @@ def once_for_all(ran):
     return f" The training of teachers, once for all rows, comes on top: {'; '.join(parts)}." if parts else ""
 
 
-def against_controls(comparisons):
-    """The table of a table's `controls`."""
+def against_controls(comparisons, table):
+    """The table of a table's `controls`, and below it what a control is, where one of them is."""
+    pairs = set(zip(comparisons["row"], comparisons["control"], strict=True))
+    said = "Rows stand here because a claim sets them against each other."
+    if any((row["row"], control) in pairs for row in table["rows"] for control in row.get("control", ())):
+        said = "A control is the same run without the ingredient under test; other rows stand here because a claim sets the two against each other."
     columns = {
         "pair": (lambda line: line["pair"]) if comparisons["pair"].nunique() > 1 else None,
         "row": lambda line: line["row"],
@@ -192,7 +198,6 @@ def against_controls(comparisons):
         "seeds": lambda line: line["pairs"],
         "verdict": marked,
     }
-    said = "A control is the same run without the ingredient under test; other rows stand here because a claim sets the two against each other."
     return f"{table_of(columns, comparisons)}\n\n{said}"
 
 

@@ -274,7 +274,7 @@ def teacher(teacher, classes=10):
     write(axes, (plot.x0 + 0.1, 2.05), "accuracy", align="left")
     write(axes, (5.6, 0.4), "epochs")
     write(axes, (6.9, 2.0), "converged", align="right")
-    write(axes, (5.8, 1.15), "KD asks the last one,\nRCO goes along them")
+    write(axes, (5.8, 1.15), "distillation asks the last one,\nnotebook 4 goes along them")
     return svg(axes, f"The teacher {teacher} learns from labels; states saved along the way are its route, the last one has converged.")
 
 
@@ -374,7 +374,7 @@ def srm(teacher, student, classes=10):
     book = codebook(axes, (1.25, 0.9), 1.7, 0.44)
     arrow(axes, (1.74, grid.y0), (1.74, book.y1), TEACHER)
     arrow(axes, (1.98, book.y1), (1.98, grid.y0), PASSED_ON)
-    write(axes, (1.25, 0.4), f"few of {2 * theirs.channels[-1]} codewords\nrebuild each pixel")
+    write(axes, (1.25, 0.4), "few codewords\nrebuild each pixel")
 
     kinds = (0.15, 0.4, 0.7, 1.0)  # four codewords as shades
     strongest = [[0, 0, 1, 0], [0, 3, 2, 1], [1, 3, 2, 0], [0, 1, 0, 0]]
