@@ -124,7 +124,7 @@ def test_a_control_trains_as_long_and_runs_where_its_row_does(study):
         ("- {row: KD, kr: {weight: 1.0}}", "row 'KD': kr: changes a method that the row does not have; it has fixed, kd"),
         ("- {row: KD}\nparameters: {kdd: {alpha: 1.0}}", r"parameters: unknown key 'kdd' \(did you mean 'kd'\?\)"),
         ("  []", "has no rows"),
-        ("- {row: KD, knowledge: [kd, kr, kd]}", r"row 'KD': knowledge: \[kd, kr, kd\] has a name twice"),
+        ("- {row: KD, knowledge: [kd, kr, kd]}", "row 'KD': knowledge: 'kd' stands there twice; a sum takes each once"),
         ("- {row: KD}\nreported_for: x\nseeds: some", "seeds: .*'main' or 'grid'"),
         ("- {row: KD}\npaper: Q", "not YAML, line 5: found duplicate key \"paper\""),
     ],

@@ -535,7 +535,7 @@ def combined(teacher, student, classes=10):
         write(axes, (0.95, y), what, align="left")
         for x, curriculum in zip(columns, ("", "RCO", "PWKD"), strict=True):
             alone = not curriculum or name == "KD"
-            text = (curriculum or name) if alone else f"{curriculum} × {name}"
+            text = (curriculum or name) if alone else f"{curriculum} * {name}"
             box(axes, (x, y), wide, 0.32, text, PASSED_ON if alone else INK, filled=alone, size=10, bold=alone)
     box(axes, (6.45, 2.62), 1.0, 0.3, "a paper’s", PASSED_ON, filled=True, size=10)
     box(axes, (6.45, 2.24), 1.0, 0.3, "ours", INK, size=10, bold=False)

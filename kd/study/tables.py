@@ -99,8 +99,8 @@ def load_table(name: str) -> dict[str, Any]:
         raise ConfigError(f"{place}: no row {baseline!r} to be its baseline{nearest(baseline, names)}; there are {', '.join(names)}")
     for row in table["rows"]:
         knowledge = row.get("knowledge", ["kd"])
-        if len(set(knowledge)) < len(knowledge):
-            raise ConfigError(f"{place}, row {row['row']!r}: knowledge: [{', '.join(knowledge)}] has a name twice; a sum takes each once")
+        if twice := repeated(knowledge):
+            raise ConfigError(f"{place}, row {row['row']!r}: knowledge: {twice!r} stands there twice; a sum takes each once")
         methods = {*knowledge, row.get("curriculum", "fixed")}
         for method in (name for name in (*KNOWLEDGE, *CURRICULA) if name in row and name not in methods):
             raise ConfigError(f"{place}, row {row['row']!r}: {method}: changes a method that the row does not have; it has {', '.join(sorted(methods))}")
