@@ -115,3 +115,11 @@ def test_the_cost_figure_names_the_front_of_many_and_all_of_a_few():
 
 def test_a_colour_has_one_meaning():
     assert len({figures.TEACHER, figures.STUDENT, figures.PASSED_ON, *figures.COLOURS}) == 3 + len(figures.COLOURS)
+
+
+def test_late_curves_begin_a_point_below_the_means_of_the_last_two_thirds():
+    series = {"a": [[10.0, 90.0, 80.0], [30.0, 92.0, 84.0]], "b": [5.0, 85.0, 86.0]}
+    (axis,) = figures.curves(series, late=True).axes
+    assert axis.get_ylim()[0] == 81.0 and texts(axis.get_legend().get_texts()) == ["a", "b"]
+    assert figures.curves(series).axes[0].get_ylim()[0] < 5
+    assert figures.curves({}, late=True).axes[0].get_legend() is None

@@ -89,23 +89,28 @@ def short(name, most=12):
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-def curves(series, xlabel="epoch", ylabel="test accuracy (%)", ax=None, marks=()):
+def curves(series, xlabel="epoch", ylabel="test accuracy (%)", ax=None, marks=(), late=False):
     """Lines over epochs. series: {label: array (seeds, epochs) or (epochs,)}; several seeds show as mean and range.
 
-    marks: x positions of vertical lines (starts of lessons, steps of the learning rate).
+    marks: x positions of vertical lines (starts of lessons, steps of the learning rate). late: leave out what lies more than a point below
+    the means of the last two thirds, so that ends can be told apart.
     """
     if ax is None:
         _, ax = plt.subplots()
     for position in marks:
         ax.axvline(position, color="0.8", linewidth=0.8, zorder=0)
+    lowest = []
     for label, values in series.items():
         values = np.atleast_2d(np.asarray(values, dtype=float))
-        x = np.arange(1, values.shape[1] + 1)
-        (line,) = ax.plot(x, values.mean(0), label=label)
+        x, mean = np.arange(1, values.shape[1] + 1), values.mean(0)
+        (line,) = ax.plot(x, mean, label=label)
+        lowest.append(mean[len(mean) // 3 :].min())
         if len(values) > 1:
             ax.fill_between(x, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel=xlabel, ylabel=ylabel)
+    if late and lowest:
+        ax.set_ylim(bottom=min(lowest) - 1)
     if any(series):
         ax.legend()
     return ax.figure
