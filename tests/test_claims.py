@@ -192,7 +192,7 @@ def test_the_page_says_what_the_lines_say(monkeypatch):
     text = claims_page.page(known, found)
     line = found["p"].iloc[0]
     cell = f"{line['mean']:+.2f} ± {line['half_width']:.2f} ✓"
-    assert f"| [KD over labels](#kd-over-labels) | +1.60 | {cell} |" in text and "| p | big -> small | 8 to 8 | 1 | 0 | 0 |" in text
+    assert f"| [KD over labels](#kd-over-labels) | +1.60 | {cell} |" in text and "| p | big -> small | 8 | 1 | 0 | 0 |" in text
     assert text.count("\n### ") == len(known) and "| [KR over KD](#kr-over-kd) | not verified | not run |" in text
     for name in known:
         assert f"](#{claims_page.anchor(name)})" in text

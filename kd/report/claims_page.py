@@ -90,10 +90,14 @@ def studies_in_words(found):
     out = []
     for (profile, pair), column in columns_of(found).items():
         lines = found[profile][found[profile]["pair"] == pair]
-        seeds = " to ".join(map(str, sorted({lines["seeds"].min(), lines["seeds"].max()})))
         said = (f"*{verdict}*: {', '.join(lines.loc[lines['verdict'] == verdict, 'claim']) or 'none'}" for verdict in MARKS)
-        out.append(f"- **{column}** ({pair}, {seeds} seeds): {'; '.join(said)}.")
+        out.append(f"- **{column}** ({pair}, {seeds_of(lines)} seeds): {'; '.join(said)}.")
     return "\n".join(out)
+
+
+def seeds_of(lines):
+    """How many seeds claims rest on, as "10" or "3 to 10"."""
+    return " to ".join(map(str, sorted({lines["seeds"].min(), lines["seeds"].max()})))
 
 
 def cells_of(found):
@@ -125,7 +129,7 @@ def counts(every):
     """How many claims have which verdict, a line a study."""
     rows = []
     for (profile, pair), lines in every.groupby(["profile", "pair"], sort=False):
-        rows.append([profile, pair, f"{lines['seeds'].min()} to {lines['seeds'].max()}", *((lines["verdict"] == v).sum() for v in MARKS)])
+        rows.append([profile, pair, seeds_of(lines), *((lines["verdict"] == v).sum() for v in MARKS)])
     return grid_of(["study", "pair", "seeds", *(f"{verdict} {mark}" for verdict, mark in MARKS.items())], rows)
 
 
