@@ -74,6 +74,10 @@ def test_controls_stand_in_a_table_of_their_own():
     # the table itself has its own family, as if there were no controls
     plain = CONTROLLED | {"rows": [{k: v for k, v in row.items() if k != "control"} for row in CONTROLLED["rows"]]}
     pd.testing.assert_frame_equal(lines, summary(runs, plain))
+    # where rows stand only for a claim, nothing is said of controls
+    rivals = CONTROLLED | {"rows": [{**{k: v for k, v in row.items() if k != "control"}, "rival": row.get("control", [])} for row in CONTROLLED["rows"]]}
+    text = markdown(lines, rivals, controls(runs, rivals))
+    assert "\n\nRows stand here because a claim sets them against each other." in text and "the ingredient under test" not in text
     assert "| against |" not in markdown(lines, CONTROLLED) and not len(controls(runs, plain))
     assert "| against |" not in markdown(lines, plain, comparisons=controls(runs, plain))
     assert markdown(lines[lines["n"] == 0], CONTROLLED) == ""
