@@ -112,11 +112,11 @@ def test_the_records_behind_a_cell(project):
 def test_an_interrupted_stage_goes_on_to_the_same_bits(project):
     """kill -9 in the middle of a stage; the next run takes over the finished runs and ends in the same records."""
     folder, _ = project
-    before = hashes(folder, "runs/smoke/rco", "runs/smoke/notebooks/04_rco.ipynb")
+    before = hashes(folder, "runs/smoke/kd", "runs/smoke/notebooks/01_kd.ipynb")
     aside = {name: f"{name}.aside" for name in ("store", ".dvc/cache", "dvc.lock", "runs/smoke")}
     for name, other in aside.items():  # nor shall DVC know the runs
         (folder / name).rename(folder / other)
-    arguments = [sys.executable, "-m", "kd", "stage", "rco"]
+    arguments = [sys.executable, "-m", "kd", "stage", "kd"]
     process = subprocess.Popen(arguments, cwd=folder, env=environment(KD_WORKERS="1"), start_new_session=True, stderr=subprocess.DEVNULL)
     kept = lambda: [p for p in (folder / "store").rglob("*.json") if p.stat().st_size]  # noqa: E731
     deadline = time.monotonic() + 120
@@ -128,8 +128,8 @@ def test_an_interrupted_stage_goes_on_to_the_same_bits(project):
     found = len(kept())
     assert found >= 3
     again = subprocess.run(arguments, cwd=folder, env=environment(), check=True, capture_output=True, text=True)
-    assert counted(again)["rco"][1] >= found
-    assert hashes(folder, "runs/smoke/rco", "runs/smoke/notebooks/04_rco.ipynb") == before
+    assert counted(again)["kd"][1] >= found
+    assert hashes(folder, "runs/smoke/kd", "runs/smoke/notebooks/01_kd.ipynb") == before
     for name, other in aside.items():
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / other).rename(folder / name)
