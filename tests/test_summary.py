@@ -113,3 +113,6 @@ def test_cost_and_teacher_stand_in_the_summary():
     lines = summary(known, TABLE).set_index("row")
     assert lines.loc["the teacher, big", "mean"] == 98.0 and lines.loc["the teacher, big", "n"] == 0
     assert lines.loc["better", "cost"] == 1.5 and lines.loc["KD", "cost"] == 1.0 and lines.index[0] == "the teacher, big"
+    # KD from a supernet is KD as well, but not from the plain teacher
+    grown = TABLE | {"rows": [row | ({"fixed": {"source": "supernet"}} if row["row"] == "better" else {}) for row in TABLE["rows"]]}
+    assert summary(known.assign(method="kd"), grown)["mean"].iloc[0] == 98.0

@@ -41,7 +41,7 @@ def summary(runs, table):
         here = runs[runs["pair"] == pair]
         reference = here[here["row"] == baseline]
         plain = cost_of_kd(here)
-        if line := teacher_line(here):
+        if line := teacher_line(here, table):
             lines.append({"profile": profile, "pair": pair, "claim": "", "note": "", "not_run": ""} | line)
         for row in table["rows"]:
             mine, figure = here[here["row"] == row["row"]], reported_for(row, pair)
@@ -84,11 +84,13 @@ def cost_of_kd(runs):
     return cost_in(plain[plain["epochs"] == plain["epochs"].min()])
 
 
-def teacher_line(runs):
-    """The line of the teacher: the one with which plain KD ends, else the one that most runs have; None where none is known."""
+def teacher_line(runs, table):
+    """The line of the teacher: the one with which plain KD ends, never a supernet where a row has the plain teacher; else the one that most
+    runs have; None where none is known."""
     if "teacher_top1" not in runs or runs["teacher_top1"].isna().all():
         return None
-    plain = runs.loc[runs["method"] == "kd", "teacher_top1"].dropna()
+    grown = [row["row"] for row in table["rows"] if taught_by_supernet(row, table)]
+    plain = runs.loc[(runs["method"] == "kd") & ~runs["row"].isin(grown), "teacher_top1"].dropna()
     found = plain if len(plain) else runs["teacher_top1"].dropna()
     name = runs["pair"].iloc[0].partition(" -> ")[0]
     return {"row": f"the teacher, {name}", "n": 0, "mean": float(found.mode().iloc[0])}
