@@ -177,13 +177,40 @@ def test_tables_hold_the_familys_verdict():
     text = markdown(lines, load_table("kd_main"))
     assert "| (higher)<!-- KD over labels, of KD-0 student alone-0 --> |" in text
     judged = claims.judge(runs)
-    assert "| KD over labels: **supported** |" in claims.decided(text, judged)
+    pooled = f"| KD over labels: **supported**, pooled ± {judged['blocks_half_width'][0]:.2f} |"
+    said = claims.decided(text, judged)
+    assert judged["by"].tolist() == ["blocks"] and pooled in said and claims.POOLED in said
+    judged = judged.assign(by="pairs")
+    said = claims.decided(text, judged)
+    assert "| KD over labels: **supported** |" in said and claims.IN_BOLD in said and claims.POOLED not in said
     open_still = judged.assign(verdict=claims.OPEN)
     assert "| KD over labels: **cannot tell** (higher) |" in claims.decided(text, open_still)
     assert "| KD over labels: **cannot tell** |" in claims.decided(text.replace("(higher)<", "(open)<"), open_still)
     # the same rows under another recipe, as a paper's own table may have them, are another comparison
     other = claims.judge(runs.assign(key="r-" + runs["key"]))
     assert other["verdict"].tolist() == judged["verdict"].tolist() and claims.decided(text, other) == text
+
+
+def test_a_verdict_that_hangs_on_the_pooled_error_is_marked():
+    """Three seeds whose difference scatters: the rows' common error decides, the pairs alone do not."""
+    rows = {"KD": [92.0, 92.9, 92.3], "student alone": [89.6, 90.1, 91.2], "KR": [91.0, 91.7, 91.8], "KR + KD": [92.0, 92.7, 92.8]}
+    runs = pd.concat([runs_of({row: rows[row] for row in ("KD", "student alone")}), runs_of(rows, "kr_main")])
+    known = claims.load_claims()
+    line = claims.judge(runs).iloc[0]
+    assert (line["by"], line["verdict"], line["pairs_verdict"]) == ("blocks", SUPPORTED, OPEN)
+    alone = stats.ttest_rel(rows["KD"], rows["student alone"])
+    assert alone.pvalue > 0.05
+    said = claims_page.page(known, {"p": claims.judge(runs)})
+    assert f"± {line['half_width']:.2f} ✓ pooled |" in said and "**supported**; by pairs alone *cannot tell* |" in said
+    assert claims_page.in_words(line).endswith("(blocks): supported; by pairs alone cannot tell")
+    agreed = claims.judge(runs).assign(pairs_verdict=SUPPORTED)
+    assert " ✓ |" in claims_page.page(known, {"p": agreed}) and "✓ pooled" not in claims_page.page(known, {"p": agreed})
+
+
+def test_sums_of_a_contrast_stand_in_parentheses():
+    said = {name: claims_page.contrast_in_words(claim) for name, claim in claims.load_claims().items()}
+    assert said["KR over KD"] == "KR - KD" and said["KR adds to KD"] == "(KR + KD) - KD"
+    assert said["RCO and KR, more than the sum"] == "rco * (kd + kr) - rco * kd - (kd + kr) + kd"
 
 
 def test_the_page_says_what_the_lines_say(monkeypatch):

@@ -1,8 +1,10 @@
 """The combined study's sentences follow its numbers."""
 
+import pandas as pd
 import pytest
 from made_up import additive, grid, made_up_costs
 
+from kd.report import effects
 from kd.report.conclusions import conclusions, coverage, listed
 from kd.report.effects import name_of
 
@@ -50,6 +52,22 @@ def test_nothing_differs():
         "None of the 24 combinations gains demonstrably more than its parts add up to.",
     )
     assert said(grid(lambda c, k: 0.0, noise=1.0), expected)[-1].startswith("So these numbers give no reason")
+
+
+def test_a_claims_verdict_counts_where_one_is_about_the_same_runs():
+    """Both ways: kr is better by its own seeds, and iekd's claim (there is none) changes nothing."""
+    accuracy = grid(lambda c, k: 2.0 * (name_of(c, k) in ("kr", "iekd")))
+    gain = (accuracy["kr"] - accuracy["kd"]).mean()
+    beyond = effects.beyond_the_sum(accuracy).set_index("name")["mean"]["rco * (kd + kr)"]
+    lines = [("KR over KD", gain, 3.0, "cannot tell"), ("RCO and KR, more than the sum", beyond, 0.1, "supported")]
+    judged = pd.DataFrame([(name, mean, mean, half, verdict) for name, mean, half, verdict in lines], columns=["claim", "pairs_mean", "mean", "half_width", "verdict"])
+    alone, within = conclusions(accuracy), conclusions(accuracy, judged=judged)
+    assert alone[1].startswith("Each is judged here within this grid and by its own seeds; of ") and "`kr`" in alone[1]
+    assert "`iekd` and `kr` are demonstrably better than plain KD." in alone or "`kr` and `iekd` are demonstrably better than plain KD." in alone
+    assert within[1] == "`iekd` is demonstrably better than plain KD."
+    assert "`rco * (kd + kr)` gains demonstrably more than the parts add up to." in within
+    other = judged.assign(pairs_mean=judged["pairs_mean"] + 1)  # other runs, of a paper's own recipe
+    assert conclusions(accuracy, judged=other) == [*alone[:1], *alone[2:]]
 
 
 def test_parts_that_help_and_hinder_each_other():

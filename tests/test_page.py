@@ -6,13 +6,16 @@ from made_up import made_up_records, write_params, write_runs
 from kd import checkpoints
 from kd.models import Supernet, build
 from kd.report import page
+from kd.study.paths import STAGES
 from kd.study.records import COLUMNS
 from kd.study.tables import load_table
 
+ONLY_KD = {stage: {} for stage in STAGES} | {"kd": "all"}
 pytest_plugins = ["made_up_root"]
 
 
 def test_reports(repository):
+    write_params(repository / "params.yaml", profile="digits", run=ONLY_KD)
     folder = repository / "reports" / "digits"
     page.write_reports(folder)
     runs = pd.read_csv(folder / "results.csv")
@@ -38,6 +41,13 @@ def test_reports(repository):
     before = {path.name: path.read_bytes() for path in folder.rglob("*.*")}
     page.write_reports(folder)
     assert before == {path.name: path.read_bytes() for path in folder.rglob("*.*")}
+
+
+def test_a_study_under_way_says_what_is_still_to_run(repository):
+    page.write_reports(repository / "out")  # of the default profile's tables kd_main alone has runs
+    text = (repository / "out" / "tables.md").read_text()
+    titles = [load_table(name)["title"] for name in ("common", "combined")]
+    assert f"**Still to run in this study**: {', '.join(titles)}.\n" in text and "More tables on request" not in text
 
 
 def test_tables_on_request_keep_what_the_papers_report():
@@ -88,7 +98,7 @@ def test_the_reports_name_the_teachers(repository):
     page.write_reports(repository / "out")
     assert "The teachers themselves" not in (repository / "out" / "tables.md").read_text()
     made_up_teacher(repository, "route", "cnn3x4", [90.0, 97.0], "digits")
-    write_params(repository / "params.yaml", profile="digits", teachers=["cnn3x4"], supernets=["cnn3x4"])
+    write_params(repository / "params.yaml", profile="digits", teachers=["cnn3x4"], supernets=["cnn3x4"], run=ONLY_KD)
     page.write_reports(repository / "out")
     text = (repository / "out" / "tables.md").read_text()
     assert "\n\nThe teachers themselves, converged, on the same test images: cnn3x4 97.00 %.\n\n- **Knowledge distillation**" in text

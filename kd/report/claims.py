@@ -30,7 +30,8 @@ from kd.study.yaml_files import read_yaml
 SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "cannot tell"
 LINE = [
     "profile", "pair", "claim", "paper", "runs", "seeds", "epochs", "control_epochs", "by", "mean", "half_width",
-    "pairs_mean", "pairs_half_width", "blocks_mean", "blocks_half_width", "direction", "matters", "effect", "p", "p_equal", "deviation",
+    "pairs_mean", "pairs_half_width", "blocks_mean", "blocks_half_width", "direction", "matters", "effect", "p", "p_equal",
+    "pairs_p", "pairs_p_equal", "deviation",
 ]  # fmt: skip
 
 
@@ -100,6 +101,7 @@ def judge(runs, claims=None):
 
     profile, pair, claim, paper, runs (`first_runs`), seeds, epochs, control_epochs: of the rows with positive and with negative coefficients.
     mean, half_width (95 %), by ("blocks" or "pairs"); pairs_mean, pairs_half_width, blocks_mean, blocks_half_width: both.
+    pairs_verdict: what it would be by pairs alone, in all claims: another one hangs on the pooled error.
     matters; p of no difference and of a difference that matters (p_equal; at least: of being that much worse), Holm's for each.
     verdict, seeds_needed (to decide a "cannot tell", 0 for none, nan for more than 1,000); effect: what is reported.
     """
@@ -136,8 +138,9 @@ def lines_of(runs, claims):
         line |= {"by": by, "mean": line[f"{by}_mean"], "half_width": line[f"{by}_half_width"]}
         line |= {name: claim[name] for name in ("matters", "direction", "effect")}
         line |= {"p": two_sided_p(*found[by]), "deviation": found[by][1] * np.sqrt(seeds)}
-        tests = {"more": equivalence_p, "at least": at_least_p}
-        lines.append(line | {"p_equal": tests[claim["direction"]](*found[by], claim["matters"])})
+        equal = {"more": equivalence_p, "at least": at_least_p}[claim["direction"]]
+        line |= {"p_equal": equal(*found[by], claim["matters"])}
+        lines.append(line | {"pairs_p": two_sided_p(*found["pairs"]), "pairs_p_equal": equal(*found["pairs"], claim["matters"])})
     return lines
 
 
@@ -150,13 +153,15 @@ def with_verdicts(lines):
     """The lines with Holm's correction over a study's claims, for either kind of test by itself, verdicts and seeds needed."""
     lines = lines.assign(p_holm=holm(lines["p"]), p_equal_holm=holm(lines["p_equal"]))
     lines["verdict"] = [verdict(line) for line in lines.to_dict("records")]
+    alone = lines.assign(mean=lines["pairs_mean"], p_holm=holm(lines["pairs_p"]), p_equal_holm=holm(lines["pairs_p_equal"]))
+    lines["pairs_verdict"] = [verdict(line) for line in alone.to_dict("records")]
     needed = [
         seeds_needed(line["mean"], line["deviation"], line["matters"], len(lines), line["direction"] == "at least")
         if line["verdict"] == OPEN and np.isfinite(line["deviation"])
         else 0
         for line in lines.to_dict("records")
     ]
-    return lines.assign(seeds_needed=pd.array(needed, dtype="Int64")).drop(columns="deviation")
+    return lines.assign(seeds_needed=pd.array(needed, dtype="Int64")).drop(columns=["deviation", "pairs_p", "pairs_p_equal"])
 
 
 def verdict(line):
@@ -201,6 +206,8 @@ def claim_of(table, row, other):
     return comparisons().get(frozenset((trained(table, row), trained(table, other))), "")
 
 
+IN_BOLD = "In bold: the verdict on a paper's claim, corrected over all claims of the study (claims.md)."
+POOLED = "A pooled ± beside it is the one that was judged: its error is taken from the rows of all claims, not from these seeds alone."
 MARK = re.compile(r"(\((?:higher|lower|open|no interval)\)(?:, [^<|]*)?)<!-- (.+?), of (.+?) -->")
 
 
@@ -215,7 +222,7 @@ def marked(line):
 def decided(text, lines):
     """`text` with the verdict of the whole study (lines: of `judge`) at every mark whose claim it could test.
 
-    Beside a "cannot tell" stays what the interval says by itself, where that is more.
+    Beside a "cannot tell" stays what the interval says by itself, where that is more; beside a verdict from the pooled error its half-width.
     """
     known = {(line["claim"], line["runs"]): line for line in lines.to_dict("records")}
 
@@ -224,6 +231,8 @@ def decided(text, lines):
         if (line := known.get((claim, of_runs))) is None:
             return match[0]
         more = f" {said}" if line["verdict"] == OPEN and said.startswith(("(higher)", "(lower)")) else ""
-        return f"{claim}: **{line['verdict']}**{more}"
+        pooled = f", pooled ± {line['half_width']:.2f}" if line["by"] == "blocks" else ""
+        return f"{claim}: **{line['verdict']}**{pooled}{more}"
 
-    return MARK.sub(cell, text)
+    text = MARK.sub(cell, text)
+    return text.replace(IN_BOLD, f"{IN_BOLD} {POOLED}") if ", pooled ± " in text else text

@@ -1,19 +1,24 @@
 """The combined study in words: sentences computed from its numbers alone."""
 
+import pandas as pd
+
 from kd.report import effects
+from kd.report.claims import CONTRADICTED, SUPPORTED, claim_of, load_claims
 from kd.report.findings import words
 from kd.report.markdown import plus_minus
+from kd.study.tables import load_table
 
 
-def conclusions(accuracy, spent=None):
+def conclusions(accuracy, spent=None, judged=None):
     """The study's conclusions, a list of sentences.
 
-    accuracy: of `effects.accuracies`. spent: of kd.report.cost.costs, or None. "Demonstrably" better and worse mean that the
+    accuracy: of `effects.accuracies`. spent: of kd.report.cost.costs, or None. judged: of kd.report.claims.judge, or None; where
+    it has a claim about a comparison, that claim's interval and verdict count. "Demonstrably" better and worse mean that the
     interval excludes zero, also after Holm's correction within the family of comparisons.
     """
     if "kd" not in accuracy:
         return ["Plain KD did not run in this study, so there is nothing to compare the other methods with."]
-    gains = effects.gains(accuracy)
+    gains = claimed(effects.gains(accuracy), judged, claim_on_gain)
     better, worse = with_verdict(gains, "better"), with_verdict(gains, "worse")
     compared = f"{words(len(gains))} other method{' is' if len(gains) == 1 else 's are'} compared with it"
     opening = f"Plain KD reaches {accuracy['kd'].mean():.2f} %; {compared}, over {counted(len(accuracy), 'paired seed')}."
@@ -22,6 +27,7 @@ def conclusions(accuracy, spent=None):
     stronger = [name for name in with_verdict(effects.beyond_each_part(accuracy), "better") if name in better]
     sentences = [
         opening,
+        in_the_tables(gains) if judged is None else "",
         f"{said_of(better)} demonstrably better than plain KD." if better else "None of them is demonstrably better.",
         f"{said_of(worse)} demonstrably worse." if worse else "None is demonstrably worse.",
         undecided(gains),
@@ -29,11 +35,46 @@ def conclusions(accuracy, spent=None):
         averages(accuracy),
         two_at_a_time(accuracy),
         coverage(accuracy),
-        *sums(accuracy, stronger),
+        *sums(accuracy, stronger, judged),
         *costs(better, spent),
         advice(accuracy, better, stronger),
     ]
     return [sentence for sentence in sentences if sentence]
+
+
+def claim_on_gain(name):
+    """The claim that compares a cell of the grid with plain KD, or ""."""
+    table = load_table("combined")
+    rows = {row["row"]: row for row in table["rows"]}
+    return claim_of(table, rows[name], rows["kd"])
+
+
+def claim_on_sum(name):
+    """The claim that a cell gains more than its parts add up to, or ""."""
+    parts = effects.parts_of(name)
+    contrast = {name: 1, **dict.fromkeys(parts, -1), "kd": len(parts) - 1}
+    return next((said for said, claim in load_claims().items() if claim["table"] == "combined" and claim["contrast"] == contrast), "")
+
+
+def claimed(family, judged, claim_on):
+    """The family's comparisons, with interval and verdict of the whole study for those that test a claim on the same runs."""
+    if judged is None:
+        return family
+    known, lines = {line["claim"]: line for line in judged.to_dict("records")}, family.to_dict("records")
+    for line in lines:
+        claim = known.get(claim_on(line["name"]))
+        if claim and abs(claim["pairs_mean"] - line["mean"]) < 1e-6:
+            line |= {"mean": claim["mean"], "interval": claim["half_width"]}
+            before = "not after correction" if abs(line["mean"]) > line["interval"] else "no difference shown"
+            sign = {SUPPORTED: "better", CONTRADICTED: "worse" if line["mean"] < 0 else before}
+            line["verdict"] = sign.get(claim["verdict"], before)
+    return pd.DataFrame(lines, columns=family.columns)
+
+
+def in_the_tables(gains):
+    """That claims on these comparisons are judged elsewhere; "" where there is none."""
+    names = [name for name in gains["name"] if claim_on_gain(name)]
+    return f"Each is judged here within this grid and by its own seeds; of {listed(names)} the verdicts on the papers' claims, in tables.md, count." if names else ""
 
 
 def undecided(gains):
@@ -103,9 +144,9 @@ def called(factor):
     return "adding `kd`" if factor == effects.ADDED_KD else f"`{factor}`"
 
 
-def sums(accuracy, stronger):
+def sums(accuracy, stronger, judged=None):
     """Combinations against the sum of their parts and each part. stronger: those better than each part and KD."""
-    family = effects.beyond_the_sum(accuracy)
+    family = claimed(effects.beyond_the_sum(accuracy), judged, claim_on_sum)
     if not len(family):
         return []
     more, less = with_verdict(family, "better"), with_verdict(family, "worse")

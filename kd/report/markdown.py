@@ -5,15 +5,12 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from kd.report.claims import marked
+from kd.report.claims import IN_BOLD, marked
 from kd.report.summary import by_pair, judged
 from kd.study.paths import FILES
 from kd.study.yaml_files import read_yaml
 
-HOW_JUDGED = (
-    "In brackets: what the interval alone says, without correction for the many comparisons. In bold: the verdict on a paper's claim, "
-    "corrected over all claims of the study (claims.md)."
-)
+IN_BRACKETS = "In brackets: what the interval alone says, without correction for the many comparisons."
 READING_NOTE = "† known only from a third party's reading note."
 
 
@@ -115,7 +112,7 @@ def markdown_body(lines, table, comparisons=None):
         reported = (lambda line: sources.of_line(line) if line["n"] else "–") if here["reported"].notna().any() else None
         grid = table_of({**columns, "reported": reported}, here)
         blocks.append(f"**{pair}**\n\n{grid}" if several else grid)
-    blocks.append(legend(lines, table))
+    blocks.append(legend(lines, table, comparisons))
     if comparisons is not None and len(comparisons):
         blocks.append(against_controls(comparisons, table))
     notes = ran.drop_duplicates("row").to_dict("records")
@@ -136,7 +133,16 @@ def reported_without_runs(lines, table, sources):
     return f"Reported by the papers, not run here{setting}: {'; '.join(dict.fromkeys(cells))}.{note}"
 
 
-def legend(lines, table):
+def how_judged(*families):
+    """The sentences on brackets and on bold type that a table with these comparisons needs."""
+    compared = pd.concat([family[["verdict", "claim"]] for family in families if family is not None])
+    compared = compared[compared["verdict"] != ""]
+    primary = compared["claim"] != ""
+    open_too = compared.loc[primary, "verdict"].isin(["(higher)", "(lower)"]).any()  # stays beside a "cannot tell"
+    return [IN_BRACKETS] * bool(open_too or (~primary).any()) + [IN_BOLD] * bool(primary.any())
+
+
+def legend(lines, table, comparisons=None):
     """What the numbers are: of which images, runs, epochs and pair, how they were compared, and what is reported."""
     ran = lines[lines["n"] > 0]
     seeds = sorted({int(n) for n in ran["n"]})
@@ -157,7 +163,8 @@ def legend(lines, table):
         both = ", over the seeds that both rows have" if varies(ran["n"]) else ""
         baseline = table.get("baseline", "KD")
         count = f"{tests} comparison{'s' if tests > 1 else ''}"
-        sentences.append(f"Differences are paired by seed, against {baseline}{both}; {count}. {HOW_JUDGED}")
+        sentences.append(f"Differences are paired by seed, against {baseline}{both}; {count}.")
+        sentences += how_judged(lines, comparisons)
     if ran["reported"].notna().any():
         if "reported_for" in table:
             advice = "compare the order with ours, not the level, unless data and pair agree"

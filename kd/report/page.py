@@ -16,14 +16,14 @@ from kd.study.parameters import study_parameters
 from kd.study.paths import STAGES, reports_path, runs_path, scratch_unless_pipeline, teacher_path
 from kd.study.records import COLUMNS, read_json
 from kd.study.runs import open_teacher
-from kd.study.tables import load_table
+from kd.study.tables import asked_rows, load_table
 
 HOW_TO_READ = """\
 Generated from the records of {runs} runs; do not edit. `python -m kd show TABLE ROW` prints the records behind a row, \
-e.g. `python -m kd show kd_main KD`. Of all comparisons, those that test what a paper claims were named before the runs \
-(claims/): they are one family, their verdicts hold in every table, and ../claims.md has them with their tests. All \
+e.g. `python -m kd show kd_main KD`. Of all comparisons, those that test what a paper claims \
+(claims/) are one family, their verdicts hold in every table, and ../claims.md has them with their tests, and says which runs are older. All \
 others are exploratory: in brackets stands what the interval says by itself, without correction. Intervals are over the \
-student's seeds alone: one teacher, one split and one choice of few images underlie all runs.
+student's seeds alone: one teacher and one choice of training images underlie all runs.
 """
 RESULTS = """<a id="columns"></a>
 
@@ -76,7 +76,7 @@ def write_reports(folder=None):
     plt.close(plt.figure())  # loads a notebook's backend, which turns on what rc_context would turn off again
     with plt.rc_context():
         figures.style()
-        sections = {name: claims.decided(text, judged) for name in names() if (text := section(name, runs, folder))}
+        sections = {name: claims.decided(text, judged) for name in names() if (text := section(name, runs, folder, judged))}
     left_out = [name for name in names() if name not in sections]
     saw = findings.sentences(params["profile"], "tables", runs, facts, strict=findings.as_published())
     write_atomically(folder / "tables.md", page(params, runs, sections, left_out, saw))
@@ -89,14 +89,14 @@ def facts_of(profile):
     return {stage: read_json(path, {}) for stage, path in paths.items() if path.exists()}
 
 
-def section(name, runs, folder):
-    """A table's part of tables.md, whose figure is written below `folder`; "" for a table without runs."""
+def section(name, runs, folder, judged):
+    """A table's part of tables.md, whose figure is written below `folder`; "" for a table without runs. judged: of `claims.judge`."""
     body, lines = render(name, runs)
     if not body:
         return ""
     accuracy = effects.accuracies(runs) if name == "combined" and len(lines) else ()
     if "kd" in accuracy:
-        sentences = "".join(f"- {sentence}\n" for sentence in conclusions(accuracy))
+        sentences = "".join(f"- {sentence}\n" for sentence in conclusions(accuracy, judged=judged))
         body += f"\n**In words**, computed from these numbers:\n\n{sentences}"
         figure, colours = figures.heat_map(*effects.gain_grid(accuracy)), 160
     elif name == "lengths":
@@ -131,7 +131,10 @@ def page(params, runs, sections, left_out=(), saw=()):
         HOW_TO_READ.format(runs=runs["key"].nunique()),
         f"{teachers}\n" if teachers else "",
     ]
-    if left_out:
+    pending = [name for name in left_out if asked_rows(load_table(name), params)]
+    if pending:
+        head.append(f"**Still to run in this study**: {', '.join(load_table(name)['title'] for name in pending)}.\n")
+    if left_out := [name for name in left_out if name not in pending]:
         contents.append("- [More tables on request](#more)")
         chapters.append(on_request(left_out, runs[:0]))
     tail = [RESULTS, grid_of(["column", "meaning"], COLUMNS.items()) + "\n"]

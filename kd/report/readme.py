@@ -54,7 +54,7 @@ def filled(text, results, place="README.md"):
                 raise ConfigError(
                     f"{place}: {kind}:{what}: only the combined study has conclusions; write conclusions:combined"
                 )
-            return "\n\n" + "".join(f"- {sentence}\n" for sentence in conclusions(accuracies(runs))) + "\n"
+            return "\n\n" + "".join(f"- {sentence}\n" for sentence in conclusions(accuracies(runs), judged=judge(runs))) + "\n"
         table = load_table(name)
         body = decided(markdown_body(summary(runs, table), table, controls(runs, table)), judge(runs))
         if profile:  # the figures reported for other pairs stand under the default profile's table

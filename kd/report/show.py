@@ -164,7 +164,7 @@ def combined_study(runs):
     """The combined study's first three conclusions and its last; nothing where it did not run."""
     if not runs["method"][runs["table"] == "combined"].isin(effects.cells()).any():
         return []
-    found = conclusions.conclusions(effects.accuracies(runs))
+    found = conclusions.conclusions(effects.accuracies(runs), judged=judge(runs))
     chosen = [*found[:3], found[-1]] if len(found) > 4 else found
     lines = [line for sentence in chosen for line in wrapped(sentence.replace("`", ""), "- ")]
     return ["All methods and their sums, at equal epochs (notebook 07):", *lines, ""]

@@ -40,7 +40,7 @@ def summary(runs, table):
     for pair in list(runs["pair"].unique()) or [""]:
         here = runs[runs["pair"] == pair]
         reference = here[here["row"] == baseline]
-        plain = cost_of_kd(here)
+        plain = cost_of_kd(here, table)
         if line := teacher_line(here, table):
             lines.append({"profile": profile, "pair": pair, "claim": "", "note": "", "not_run": ""} | line)
         for row in table["rows"]:
@@ -78,9 +78,11 @@ def cost_in(runs, column="training_multiply_adds"):
     return float(runs[column].mean()) if column in runs else float("nan")
 
 
-def cost_of_kd(runs):
-    """The same of plain KD, in its shortest form here; nan where it did not run."""
+def cost_of_kd(runs, table):
+    """The same of plain KD at the recipe's epochs, else in its shortest form here; nan where it did not run."""
     plain = runs[(runs["method"] == "kd")] if "method" in runs else runs[:0]
+    usual = {row["row"] for row in table["rows"] if row.get("epochs", 1) == 1}
+    plain = plain if (kept := plain[plain["row"].isin(usual)]).empty else kept
     return cost_in(plain[plain["epochs"] == plain["epochs"].min()])
 
 
