@@ -113,6 +113,10 @@ def test_cost_and_teacher_stand_in_the_summary():
     lines = summary(known, TABLE).set_index("row")
     assert lines.loc["the teacher, big", "mean"] == 98.0 and lines.loc["the teacher, big", "n"] == 0
     assert lines.loc["better", "cost"] == 1.5 and lines.loc["KD", "cost"] == 1.0 and lines.index[0] == "the teacher, big"
+    # of a shorter and a longer KD the one at the recipe's epochs counts, whichever is cheaper
+    shorter = {"rows": [row | ({"knowledge": ["kd"], "epochs": 0.5} if row["row"] == "better" else {}) for row in TABLE["rows"]]}
+    halved = known.assign(method="kd", epochs=np.where(kd, 20, 10), training_multiply_adds=np.where(kd, 200.0, 100.0))
+    assert summary(halved, TABLE | shorter).set_index("row")["cost"].loc[["KD", "better"]].tolist() == [1.0, 0.5]
     # KD from a supernet is KD as well, but not from the plain teacher
     grown = TABLE | {"rows": [row | ({"fixed": {"source": "supernet"}} if row["row"] == "better" else {}) for row in TABLE["rows"]]}
     assert summary(known.assign(method="kd"), grown)["mean"].iloc[0] == 98.0
