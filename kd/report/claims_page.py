@@ -32,8 +32,8 @@ one replaced because it could hardly tell anything. Tier A: a paper or its offic
 
 - **supported** ✓: the effect is above zero; of a claim that says "at least": it is not worse by as much as matters.
 - **contradicted** ✗: the effect is below zero, or two one-sided tests show that nothing as large as what matters is there.
-- **cannot tell** ?: neither is shown. Absence of evidence is no evidence of absence; beside it stands from how many seeds on the effect \
-and the spread seen would be decided. Were they the true ones, that many seeds had an even chance; a small effect makes the number a rough guess.
+- **cannot tell** ?: neither is shown. Absence of evidence is no evidence of absence; beside it stands how many seeds would decide \
+if effect and spread were exactly those seen. Even then the chance is about even, and for a small effect the number is a rough guess.
 
 All tests are at 5 % after Holm's correction over a study's claims, for either kind of test by itself. ± is half of the uncorrected \
 95 % interval. "blocks": the error is pooled over all rows of the family (accuracy = row + seed + error), where Levene's test finds the \
