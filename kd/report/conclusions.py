@@ -1,5 +1,7 @@
 """The combined study in words: sentences computed from its numbers alone."""
 
+from functools import cache
+
 import pandas as pd
 
 from kd.report import effects
@@ -18,7 +20,7 @@ def conclusions(accuracy, spent=None, judged=None):
     """
     if "kd" not in accuracy:
         return ["Plain KD did not run in this study, so there is nothing to compare the other methods with."]
-    gains = claimed(effects.gains(accuracy), judged, claim_on_gain)
+    gains = claimed(effects.gains(accuracy), judged, claims_on_gains())
     better, worse = with_verdict(gains, "better"), with_verdict(gains, "worse")
     compared = f"{words(len(gains))} other method{' is' if len(gains) == 1 else 's are'} compared with it"
     opening = f"Plain KD reaches {accuracy['kd'].mean():.2f} %; {compared}, over {counted(len(accuracy), 'paired seed')}."
@@ -42,27 +44,33 @@ def conclusions(accuracy, spent=None, judged=None):
     return [sentence for sentence in sentences if sentence]
 
 
-def claim_on_gain(name):
-    """The claim that compares a cell of the grid with plain KD, or ""."""
+@cache
+def claims_on_gains():
+    """{cell of the grid: the claim that compares it with plain KD, or ""}."""
     table = load_table("combined")
     rows = {row["row"]: row for row in table["rows"]}
-    return claim_of(table, rows[name], rows["kd"])
+    return {name: claim_of(table, rows[name], rows["kd"]) for name in effects.cells()}
 
 
-def claim_on_sum(name):
-    """The claim that a cell gains more than its parts add up to, or ""."""
-    parts = effects.parts_of(name)
-    contrast = {name: 1, **dict.fromkeys(parts, -1), "kd": len(parts) - 1}
-    return next((said for said, claim in load_claims().items() if claim["table"] == "combined" and claim["contrast"] == contrast), "")
+@cache
+def claims_on_sums():
+    """{cell of the grid: the claim that it gains more than its parts add up to}."""
+    contrasts = {frozenset(claim["contrast"].items()): name for name, claim in load_claims().items() if claim["table"] == "combined"}
+    parts = {name: effects.parts_of(name) for name in effects.cells()}
+    sums = {name: frozenset({name: 1, **dict.fromkeys(some, -1), "kd": len(some) - 1}.items()) for name, some in parts.items() if some}
+    return {name: contrasts[contrast] for name, contrast in sums.items() if contrast in contrasts}
 
 
-def claimed(family, judged, claim_on):
-    """The family's comparisons, with interval and verdict of the whole study for those that test a claim on the same runs."""
+def claimed(family, judged, claims):
+    """The family's comparisons, with interval and verdict of the whole study for those that test a claim on the same runs.
+
+    claims: of `claims_on_gains` or `claims_on_sums`.
+    """
     if judged is None:
         return family
     known, lines = {line["claim"]: line for line in judged.to_dict("records")}, family.to_dict("records")
     for line in lines:
-        claim = known.get(claim_on(line["name"]))
+        claim = known.get(claims.get(line["name"]))
         if claim and abs(claim["pairs_mean"] - line["mean"]) < 1e-6:
             line |= {"mean": claim["mean"], "interval": claim["half_width"]}
             before = "not after correction" if abs(line["mean"]) > line["interval"] else "no difference shown"
@@ -73,7 +81,7 @@ def claimed(family, judged, claim_on):
 
 def in_the_tables(gains):
     """That claims on these comparisons are judged elsewhere; "" where there is none."""
-    names = [name for name in gains["name"] if claim_on_gain(name)]
+    names = [name for name in gains["name"] if claims_on_gains().get(name)]
     return f"Each is judged here within this grid and by its own seeds; of {listed(names)} the verdicts on the papers' claims, in tables.md, count." if names else ""
 
 
@@ -146,7 +154,7 @@ def called(factor):
 
 def sums(accuracy, stronger, judged=None):
     """Combinations against the sum of their parts and each part. stronger: those better than each part and KD."""
-    family = claimed(effects.beyond_the_sum(accuracy), judged, claim_on_sum)
+    family = claimed(effects.beyond_the_sum(accuracy), judged, claims_on_sums())
     if not len(family):
         return []
     more, less = with_verdict(family, "better"), with_verdict(family, "worse")
